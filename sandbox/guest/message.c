@@ -1,0 +1,29 @@
+/* Packets between PID 1 and a call's process: a SOCK_SEQPACKET pair, so one packet is one frame and none is ever cut. */
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "guest.h"
+
+enum send_result message_send(int fd, uint8_t type, uint8_t flag, uint32_t id, const void *payload, uint32_t length,
+                              bool wait)
+{
+    struct frame_header head = {.length = length, .type = type, .flag = flag, .id = id};
+    struct iovec parts[2] = {{&head, FRAME_HEADER}, {(void *)(uintptr_t)payload, length}};
+    struct msghdr packet = {.msg_iov = parts, .msg_iovlen = length > 0 ? 2 : 1};
+    ssize_t sent = RETRY(sendmsg(fd, &packet, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT)));
+    if (sent >= 0)
+        return SENT;
+    return errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM ? SEND_FULL : SEND_GONE;
+}
+
+/* The packet's length; 0 when the other side is gone; -1 when there is none now. */
+ssize_t message_receive(int fd, struct message *message, bool wait)
+{
+    ssize_t got = RETRY(recv(fd, message, sizeof *message, wait ? 0 : MSG_DONTWAIT));
+    if (got < 0)
+        return errno == EAGAIN ? -1 : 0;
+    if (got < FRAME_HEADER || message->head.length != (uint32_t)(got - FRAME_HEADER))
+        return 0;
+    return got;
+}
