@@ -1,0 +1,13 @@
+"""The Docker engine: the only place of the package that speaks to a daemon.
+
+One idea a file: ``address`` finds the daemon, ``api`` is the border to the SDK (its only importer), ``config``
+translates a plan, ``facts`` and ``death`` translate answers, ``stream`` carries the guest's bytes, ``guest`` and
+``network`` keep what sandboxes share, ``launch`` starts one, ``threads`` is where all of it blocks, and ``engine``
+puts it together.
+"""
+
+from __future__ import annotations
+
+from sandbox.docker.engine import DockerEngine
+
+__all__ = ["DockerEngine"]
