@@ -40,12 +40,8 @@ def run_logged(topic: str, command: Sequence[str], *, env: Mapping[str, str] | N
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
         )
         try:
-            while True:
-                try:
-                    status = process.wait(HEARTBEAT)
-                    break
-                except subprocess.TimeoutExpired:
-                    say(topic, f"... {time.monotonic() - started:.0f} s")
+            while (status := _wait(process)) is None:
+                say(topic, f"... {time.monotonic() - started:.0f} s")
         except BaseException:
             process.terminate()
             process.wait()
@@ -55,6 +51,13 @@ def run_logged(topic: str, command: Sequence[str], *, env: Mapping[str, str] | N
             f"`{' '.join(command[:4])} ...` ended with status {status}; its log is {relative(log)}, "
             f"which ends:\n{tail(log)}"
         )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(HEARTBEAT)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def tail(path: Path, lines: int = 15) -> str:

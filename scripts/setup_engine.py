@@ -205,8 +205,8 @@ def wait_for_answer(address: str, process: subprocess.Popen[bytes] | None) -> No
 def forget_the_dead(paths: DaemonPaths) -> None:
     """Remove pid files that name no engine.
 
-    dockerd only asks whether a process of that number lives. After a restart of the machine some other program may
-    have it, and dockerd would refuse to start, or wait for a containerd that isn't one.
+    dockerd only asks whether /proc has a process of that number. It may be some other program's by now, or a zombie
+    where PID 1 reaps nothing; then dockerd would refuse to start, or wait for a containerd that isn't one.
     """
     for file, name in ((paths.pidfile, "dockerd"), (paths.containerd_pidfile, "containerd")):
         if file.exists() and living(file, name) is None:
@@ -218,7 +218,8 @@ def living(pidfile: Path, name: str) -> int | None:
     """The process that ``pidfile`` names, if it lives and is a ``name``."""
     try:
         pid = int(pidfile.read_text())
-        return pid if _stat(pid)[0] == name else None
+        command, _, state = _stat(pid)
+        return pid if command == name and state != "Z" else None
     except (OSError, ValueError):
         return None
 

@@ -187,7 +187,7 @@ def connect() -> docker.DockerClient:
 def _label(client: docker.DockerClient, reference: str) -> str | None:
     """The image's recipe; empty if it has none, None if there is no such image."""
     try:
-        return client.images.get(reference).labels.get(RECIPE_LABEL, "")
+        return str(client.images.get(reference).labels.get(RECIPE_LABEL, ""))
     except ImageNotFound:
         return None
 

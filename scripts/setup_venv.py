@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from scripts.console import ROOT, SetupError, alone, command_line, guest_build, run_logged, say
