@@ -13,6 +13,7 @@
 
 #define DEATH_MS 2000
 #define SWEEP_MS 100
+#define NOBODY ((pid_t)-1) /* 0 is PID 1's own parent */
 
 /* Supervisors are waited for here too: the end of their packets says that they are gone. */
 void reap_orphans(void)
@@ -37,7 +38,7 @@ static size_t sweep_orphans(void)
     for (size_t i = 0; i < table.count; i++)
         if (table.entries[i].parent == 1 && !is_call_process(table.entries[i].pid))
             table.entries[i].marked = true;
-    process_mark_tree(&table, 0);
+    process_mark_tree(&table, NOBODY);
     for (size_t i = 0; i < table.count; i++) {
         if (!table.entries[i].marked || table.entries[i].zombie)
             continue;

@@ -20,7 +20,12 @@ enum send_result message_send(int fd, uint8_t type, uint8_t flag, uint32_t id, c
 /* The packet's length; 0 when the other side is gone; -1 when there is none now. */
 ssize_t message_receive(int fd, struct message *message, bool wait)
 {
-    ssize_t got = RETRY(recv(fd, message, sizeof *message, wait ? 0 : MSG_DONTWAIT));
+    ssize_t got;
+    /* A side that goes while a packet for it lies unread resets the pair: that is told once, before the packets that it
+     * has sent itself. */
+    do
+        got = recv(fd, message, sizeof *message, wait ? 0 : MSG_DONTWAIT);
+    while (got < 0 && (errno == EINTR || errno == ECONNRESET));
     if (got < 0)
         return errno == EAGAIN ? -1 : 0;
     if (got < FRAME_HEADER || message->head.length != (uint32_t)(got - FRAME_HEADER))

@@ -53,7 +53,7 @@ static bool parse_body(struct request *request)
 {
     uint32_t argc = request->open.argc, envc = request->open.envc;
     char *next = request->body, *end = request->body + request->open.body_len, *user, *cwd;
-    if (argc == 0 || argc > request->open.body_len || envc > request->open.body_len)
+    if ((argc == 0 && request->open.kind != KIND_CHECK) || argc > request->open.body_len || envc > request->open.body_len)
         return false;
     request->argv = calloc((size_t)argc + 2, sizeof *request->argv);
     request->envp = calloc((size_t)envc + 4, sizeof *request->envp);
