@@ -1,0 +1,101 @@
+"""Nothing is left when the controlling process dies without a chance to clean up."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from uuid import uuid4
+
+import anyio
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
+
+from sandbox.engine import ContainerInfo
+from sandbox.selftest.check import Context, Failed
+from sandbox.sweep import sweep
+
+GONE_BOUND = 10.0
+KILLS_DURING_START = 3
+_REMEDY = "Remove what is left with `python -m sandbox sweep`, and report this with `python -m sandbox doctor --json`."
+
+
+async def leak(context: Context) -> str:
+    """After SIGKILL of the controller its containers are gone, and a sweep finds the ones that never started."""
+    took = await _kill_while_serving(context)
+    for _ in range(KILLS_DURING_START):
+        await _kill_while_starting(context)
+    return f"gone {took:.2f} s after SIGKILL; {KILLS_DURING_START} kills during the start left nothing"
+
+
+def _command(context: Context, token: str) -> list[str]:
+    return [sys.executable, "-m", "sandbox.selftest.victim", context.engine.info.address, context.image, token]
+
+
+async def _kill_while_serving(context: Context) -> float:
+    token = uuid4().hex
+    async with await anyio.open_process(_command(context, token), stderr=subprocess.PIPE) as victim:
+        try:
+            container = await _second_line(victim)
+            if not await _ours(context, token, {"running"}):
+                raise Failed("the victim's container", seen="none", expected=container, remedy=_REMEDY)
+        finally:
+            victim.kill()
+        killed = time.perf_counter()
+        await _until_none(context, token, {"running"})
+        took = time.perf_counter() - killed
+        await _until_none(context, token, None)
+    return took
+
+
+async def _kill_while_starting(context: Context) -> None:
+    token = uuid4().hex
+    async with await anyio.open_process(_command(context, token), stderr=subprocess.PIPE) as victim:
+        try:
+            await _lines(victim).receive()
+            await anyio.sleep(random.uniform(0, 0.15))
+        finally:
+            victim.kill()
+    # What was on its way to the engine may still arrive.
+    await anyio.sleep(0.5)
+    await _until_none(context, token, {"running"})
+    await sweep(context.engine)
+    await _until_none(context, token, None)
+
+
+def _lines(victim: Process) -> TextReceiveStream:
+    assert victim.stdout is not None
+    return TextReceiveStream(victim.stdout)
+
+
+async def _second_line(victim: Process) -> str:
+    text, stream = "", _lines(victim)
+    try:
+        while text.count("\n") < 2:
+            text += await stream.receive()
+    except anyio.EndOfStream:
+        assert victim.stderr is not None
+        why = (await victim.stderr.receive()).decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise Failed("the victim", seen=f"it ended ({why})", expected="an open sandbox", remedy=_REMEDY) from None
+    return text.splitlines()[1]
+
+
+async def _ours(context: Context, token: str, states: Collection[str] | None) -> list[ContainerInfo]:
+    return [
+        container
+        for container in await context.engine.containers()
+        if container.labels.get("selftest") == token and (states is None or container.state in states)
+    ]
+
+
+async def _until_none(context: Context, token: str, states: Collection[str] | None) -> None:
+    with anyio.move_on_after(GONE_BOUND):
+        while await _ours(context, token, states):
+            await anyio.sleep(0.02)
+    left = [f"{container.name} ({container.state})" for container in await _ours(context, token, states)]
+    if left:
+        raise Failed(
+            f"containers of a killed process after {GONE_BOUND:.0f} s", seen=left, expected="none", remedy=_REMEDY
+        )
