@@ -37,7 +37,7 @@ def check_address(address: str) -> str:
     if scheme == "https":
         raise EngineUnavailable(_no_tls(address))
     if scheme == "unix":
-        if not urlsplit(address).path.strip("/"):
+        if not address.removeprefix("unix://").strip("/"):
             raise EngineUnavailable(f"The engine address {address!r} names no socket; write unix:///path/to/socket.")
         return address
     if scheme in ("tcp", "http"):

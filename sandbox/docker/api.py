@@ -21,6 +21,7 @@ import docker
 import docker.errors
 import requests
 
+from sandbox.docker.transport import UnixAdapter
 from sandbox.errors import EngineUnavailable, SandboxError
 
 Json = dict[str, Any]
@@ -54,20 +55,35 @@ class DockerApi:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.version = self._probe()
+        self.api_version = negotiate(self.version)
         with self._border():
-            probe: Any = docker.APIClient(address, version="1.24", timeout=PROBE_TIMEOUT)
-            try:
-                self.version: Json = probe.version(api_version=False)
-            finally:
-                probe.close()
-            version = negotiate(self.version)
-            self._client: Any = docker.APIClient(
-                address, version=version, timeout=REQUEST_TIMEOUT, max_pool_size=CONNECTIONS
-            )
+            self._client = self._new_client(self.api_version, REQUEST_TIMEOUT)
+        self._base = f"{self._client.base_url}/v{self.api_version}"
+
+    def _probe(self) -> Json:
+        """The engine's own description; the first words with it."""
+        try:
+            with self._border():
+                client = self._new_client("1.24", PROBE_TIMEOUT)
+                try:
+                    return dict(client.version(api_version=False))
+                finally:
+                    client.close()
+        except Refusal as refusal:
+            raise EngineUnavailable(
+                f"What answers at {self.address} is no container engine, or may not be used ({refusal.message[:100]}); "
+                "check the address."
+            ) from refusal
+
+    def _new_client(self, version: str, timeout: int) -> Any:
+        client = docker.APIClient(self.address, version=version, timeout=timeout, max_pool_size=CONNECTIONS)
+        if self.address.startswith("unix://"):
+            path = "/" + self.address.removeprefix("unix://").lstrip("/")
+            client.mount("http+docker://", UnixAdapter(path, CONNECTIONS))
         # Neither a proxy for the web nor a .netrc is meant for the engine.
-        self._client.trust_env = False
-        self.api_version = version
-        self._base = f"{self._client.base_url}/v{version}"
+        client.trust_env = False
+        return client
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -243,6 +259,8 @@ class DockerApi:
             yield
         except docker.errors.APIError as error:
             raise Refusal(error.status_code or 500, _first_line(str(error.explanation or error))) from error
+        except docker.errors.NullResource as error:
+            raise Refusal(400, "an empty name") from error
         except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
             # ValueError: what answers is no engine (its JSON can't be read).
             raise EngineUnavailable(why_unavailable(self.address, error)) from error
@@ -272,10 +290,14 @@ def why_unavailable(address: str, error: BaseException) -> str:
             return f"No container engine answers at {address}: there is no such socket; start one or set DOCKER_HOST."
         if isinstance(cause, ConnectionRefusedError):
             return f"No container engine answers at {address}: nobody listens there; start one or set DOCKER_HOST."
+        if isinstance(cause, socket.gaierror):
+            return f"No container engine answers at {address}: there is no host of that name; check the address."
         if isinstance(cause, requests.exceptions.Timeout | TimeoutError):
             return f"The container engine at {address} does not answer in time; see its log, or restart it."
         if isinstance(cause, ConnectionError) or getattr(cause, "errno", None) == errno.EPIPE:
             return f"The container engine at {address} closed the connection; see its log, or restart it."
+    if isinstance(error, ValueError) and not isinstance(error, docker.errors.DockerException):
+        return f"What answers at {address} is no container engine, since its answer is no JSON; check the address."
     return f"The container engine at {address} can't be used ({_first_line(str(error))}); check the address."
 
 

@@ -50,17 +50,17 @@ def pulled_image(connection: Connection, reference: str, platform: str | None) -
     """The image, fetched from its registry."""
     if _IMAGE_ID.fullmatch(reference):
         raise ImageUnavailable(f"The engine has no image with the id {reference}; build or pull it by its name.")
+    wanted = f"{reference!r} for {platform}" if platform else repr(reference)
     try:
         connection.api.pull(reference, platform)
     except Refusal as refusal:
         raise ImageUnavailable(
-            f"The image {reference!r} is not on the engine and can't be pulled ({refusal.message}); build it, or check "
-            "its name and the registry."
+            f"The image {wanted} is not on the engine and can't be pulled ({refusal.message}); build it, or check its "
+            "name and the registry."
         ) from refusal
     answer = find_image(connection.api, reference)
     if answer is None or not _is_for(answer, platform):
-        wanted = f" for {platform}" if platform else ""
-        raise ImageUnavailable(f"The image {reference!r} was pulled, and there is none{wanted}; check its name.")
+        raise ImageUnavailable(f"The registry gave another image than {wanted}; check its name and platform.")
     return _image_info(reference, answer)
 
 
