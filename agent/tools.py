@@ -181,15 +181,21 @@ class ToolRegistry:
         try:
             run = getattr(tool, "execute_call", None)
             return await (tool.execute(**call.arguments) if run is None else run(call))
-        except CAUSED_BY_THE_AGENT as error:
-            return ToolResult(False, error=describe(error))
-        except SandboxError:
-            raise
         except Exception as error:
+            if (lost := host_failure(error)) is not None:
+                raise lost from (None if lost is error else error)
             # A tool's mistake is for the model to see, not the run's end; a wrong path or argument isn't even one.
-            if not isinstance(error, OSError | ValueError):
+            expected = isinstance(error, (*CAUSED_BY_THE_AGENT, OSError, ValueError))
+            if not expected:
                 logger.warning("the tool %s raised", call.name, exc_info=True)
-            return ToolResult(False, error=describe(error), detail=error)
+            return ToolResult(False, error=describe(error), detail=None if expected else error)
+
+
+def host_failure(error: BaseException) -> SandboxError | None:
+    """The failure of the host's side that this exception is, or (a task group raised it) that it holds."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for found in map(host_failure, error.exceptions) if found is not None), None)
+    return error if isinstance(error, SandboxError) and not isinstance(error, CAUSED_BY_THE_AGENT) else None
 
 
 def describe(error: BaseException) -> str:

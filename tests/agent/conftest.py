@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from sandbox import ExecResult, FileTooLarge, Output
@@ -64,3 +67,27 @@ def printed() -> Callable[..., ExecResult]:
         return ExecResult(more.pop("status", "exited"), exit_code, Output(data, b"", len(data)), **more)
 
     return make
+
+
+@dataclass
+class HostBox(FakeBox):
+    """The host's own shell in a directory of the test's: for the loop, which needs no isolation."""
+
+    root: Path = Path()
+
+    async def run(self, command: str | Sequence[str], **more: Any) -> ExecResult:
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        argv = [part.replace("/tmp/", f"{self.root}/") for part in argv]
+        done = await anyio.run_process(argv, stderr=subprocess.STDOUT, cwd=self.root, check=False)
+        return ExecResult("exited", done.returncode, Output(done.stdout, b"", len(done.stdout)))
+
+    async def read_file(self, path: str, **more: Any) -> bytes:
+        return (self.root / Path(path).name).read_bytes()
+
+    async def write_file(self, path: str, data: bytes, **more: Any) -> None:
+        (self.root / Path(path).name).write_bytes(data.replace(b"/tmp/", f"{self.root}/".encode()))
+
+
+@pytest.fixture
+def host_box(tmp_path) -> HostBox:
+    return HostBox(root=tmp_path)
