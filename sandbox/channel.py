@@ -62,8 +62,8 @@ class Exchange:
         self._output: deque[tuple[int, bytearray]] = deque()
         self._owed = 0
         self._failure: Exception | None = None
-        self._wake = anyio.Event()
-        self._room = anyio.Event()
+        self._wake: anyio.Event | None = None
+        self._room: anyio.Event | None = None
 
     async def outcome(self) -> Exit:
         """Wait for the call's end."""
@@ -142,13 +142,15 @@ class Exchange:
 
     def wake(self) -> None:
         """Let whoever waits look again."""
-        self._wake.set()
-        self._room.set()
+        if self._wake is not None:
+            self._wake.set()
+        if self._room is not None:
+            self._room.set()
 
     def input_wanted(self) -> None:
         """Credit came."""
         self._send_input()
-        if self.call.wants_input:
+        if self._room is not None and self.call.wants_input:
             self._room.set()
 
     def receive(self, stream: int, data: bytes) -> None:
@@ -163,7 +165,8 @@ class Exchange:
             output[-2][1].extend(data)
         else:
             output.append((stream, bytearray(data)))
-        self._wake.set()
+        if self._wake is not None:
+            self._wake.set()
 
     async def _drain(self) -> bool:
         self._send_input()
@@ -202,7 +205,8 @@ class Channel:
         self._explain = explain
         self._exchanges: dict[Call, Exchange] = {}
         self._outbox: list[bytes] = []
-        self._posted = anyio.Event()
+        self._posted: anyio.Event | None = None
+        self._send_nowait: Callable[[bytes], int] | None = getattr(stream, "send_nowait", None)
         self._greeted = anyio.Event()
         self._resets: deque[anyio.Event] = deque()
         self._last_words = ""
@@ -249,9 +253,15 @@ class Channel:
         self.check()
 
     def post(self, data: bytes) -> None:
-        """Leave bytes for the writer."""
-        if data and self._end is None:
-            self._outbox.append(data)
+        """Send bytes, or leave them for the writer: it is idle as long as it waits for an event."""
+        if not data or self._end is not None:
+            return
+        if self._posted is not None and self._send_nowait is not None and not self._outbox:
+            data = data[self._send_nowait(data) :]
+            if not data:
+                return
+        self._outbox.append(data)
+        if self._posted is not None:
             self._posted.set()
 
     def lose(self, reason: str) -> None:
@@ -331,6 +341,7 @@ class Channel:
                 while not self._outbox:
                     self._posted = anyio.Event()
                     await self._posted.wait()
+                    self._posted = None
                 data = b"".join(self._outbox)
                 self._outbox.clear()
                 await self._stream.send(data)

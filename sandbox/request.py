@@ -73,10 +73,14 @@ def run_request(
     limit = defaults.output_limit if output_limit is None else output_limit
     check_output_limit(limit)
     flags = CallFlag(0)
-    flags |= CallFlag.MERGE if merge_stderr else flags
-    flags |= CallFlag.WATCH if watched else flags
-    flags |= CallFlag.STDIN if has_stdin else flags
-    flags |= CallFlag.SCRIPT if script else flags
+    for wanted, flag in (
+        (merge_stderr, CallFlag.MERGE),
+        (watched, CallFlag.WATCH),
+        (has_stdin, CallFlag.STDIN),
+        (script, CallFlag.SCRIPT),
+    ):
+        if wanted:
+            flags |= flag
     return Request(
         Kind.RUN,
         args=args,

@@ -249,8 +249,7 @@ class Hello:
         return cls(Feature(features), pid, tuple(names.split("\0")[:-1]))
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """A call's outcome as the guest reports it, every field within its range."""
 
     status: Status
