@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlencode
 
 import docker
 import requests
 from docker.errors import BuildError, DockerException, ImageNotFound
 
 from scripts.console import ROOT, SetupError, alone, command_line, guest_build, run_logged, say
+from scripts.find_engine import connection
 from scripts.setup_engine import Use, look, plan
 
 MINIMAL = "shell-agent-sandbox/minimal:latest"
@@ -31,6 +36,9 @@ LOCAL_BUSYBOX = "shell-agent-sandbox/busybox:local"
 
 SILENCE = 8
 """Seconds without a word from the engine after which a pull counts as failed: no registry answers there."""
+
+WORK = 600
+"""Seconds that the engine may take over one step of its own, such as unpacking an image."""
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -81,20 +89,34 @@ def debian(client: docker.DockerClient) -> None:
 
 
 def pull(client: docker.DockerClient, reference: str) -> bool:
-    """Whether the image is here now: it was, or a registry gave it. Never waits long for one that doesn't answer."""
+    """Whether the image is here now: it was, or a registry gave it."""
     if _label(client, reference) is not None:
         return True
     say("images", f"asking a registry for {reference}")
-    repository, _, tag = reference.partition(":")
     try:
-        for event in client.api.pull(repository, tag=tag, stream=True, decode=True):
-            if "error" in event:
-                say("images", f"no: {event['error']}")
-                return False
-    except (DockerException, requests.RequestException) as error:
-        say("images", f"no: {getattr(error, 'explanation', None) or error}")
-        return False
+        refusal = ask_registry(engine_address(), reference)
+    except (OSError, HTTPException, ValueError) as error:
+        refusal = str(error) or type(error).__name__
+    if refusal:
+        say("images", f"none answers: {refusal}")
     return _label(client, reference) is not None
+
+
+def ask_registry(address: str, reference: str, silence: float = SILENCE) -> str | None:
+    """Have the engine pull; what kept it from that, if anything. Progress may take its time, silence may not.
+
+    Not through the SDK: its pull waits for ever.
+    """
+    repository, _, tag = reference.partition(":")
+    with contextlib.closing(connection(address, silence)) as engine:
+        engine.request("POST", f"/images/create?{urlencode({'fromImage': repository, 'tag': tag})}")
+        response = engine.getresponse()
+        for line in response:
+            event = json.loads(line)
+            problem = event.get("error") or (event.get("message") if response.status != HTTPStatus.OK else None)
+            if problem:
+                return str(problem)
+    return None if response.status == HTTPStatus.OK else f"HTTP status {response.status}"
 
 
 def import_busybox(client: docker.DockerClient) -> str:
@@ -174,14 +196,12 @@ def recipe_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def connect() -> docker.DockerClient:
-    """The SDK's client for the engine that the docker CLI would use."""
+def engine_address() -> str:
+    """Where the docker CLI would find its engine."""
     step = plan(look())
     if not isinstance(step, Use):
         raise SetupError("no container engine answers; run `make engine`")
-    if step.place.named_by == "DOCKER_HOST":
-        return docker.from_env(timeout=SILENCE)  # it knows the TLS variables too
-    return docker.DockerClient(base_url=step.place.address, timeout=SILENCE)
+    return step.place.address
 
 
 def _label(client: docker.DockerClient, reference: str) -> str | None:
@@ -205,7 +225,7 @@ def _inside(folder: Path) -> Iterator[None]:
 def main(arguments: Sequence[str]) -> None:
     """Make the images named on the command line."""
     makers = {"minimal": minimal, "debian": debian}
-    with alone("images"), contextlib.closing(connect()) as client:
+    with alone("images"), contextlib.closing(docker.DockerClient(engine_address(), timeout=WORK)) as client:
         for name in arguments:
             try:
                 makers[name](client)

@@ -83,6 +83,8 @@ def build(arch: str, out: Path, *, release: bool = False, werror: bool = False) 
     arch = normalize(arch)
     native = None if release or arch != machine() else native_compiler()
     compiler = native or [*zig(), "-target", f"{arch}-linux-musl"]
+    if native is None:
+        print(f"guest: compiling for {arch} with zig (a minute the first time)", file=sys.stderr, flush=True)
     options = [*LANGUAGE, *WARNINGS, *(["-Werror"] if werror else []), *STATIC]
     _compile([*compiler, *options], out)
     problem = elf_problem(out, arch)
