@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import anyio
 
 from sandbox.engine import ContainerInfo, Engine
-from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.errors import SandboxError
 from sandbox.owner import Liveness, Owner
 
 UNJUDGEABLE_AGE = 600.0
@@ -78,8 +78,6 @@ async def sweep(engine: Engine) -> Swept:
 async def _remove(engine: Engine, name: str, removed: list[str], failed: list[str]) -> None:
     try:
         await engine.remove(name, deadline=REMOVAL_BOUND)
-    except EngineUnavailable as error:
-        failed.append(str(error))
     except SandboxError as error:
         failed.append(str(error))
     else:
