@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,32 +168,41 @@ class ChatRenderer:
         """Put ``marker`` inside every spelling of a control token; pieces between markers are encoded one by one."""
         if self._control is None:
             return text
-        kept: list[str] = []
-        broken = self._control.sub(lambda found: _break(found, marker, kept), text)
+        kept: set[str] = set()
+
+        def break_up(found: re.Match[str]) -> str:
+            if found.group() in _WRAPPERS and _is_wrapper(found):
+                kept.add(found.group())  # the environment's own tags around a response, not what a tool printed
+                return found.group()
+            return self._broken(found.group(), marker)
+
+        pieces = self._control.sub(break_up, text).split(marker)
         # A normalizer may make a token of what is spelled differently (full width, upper case): ask the tokenizer.
-        pieces = [
-            piece if self._is_inert(piece, kept) else self._shatter(piece, marker) for piece in broken.split(marker)
-        ]
-        return marker.join(pieces)
+        return marker.join(p if self._is_inert(p, kept) else self._shattered(p, marker, kept) for p in pieces)
 
-    def _is_inert(self, piece: str, kept: Sequence[str]) -> bool:
-        found = [number for number in self.encode_after(piece) if number in self.control_ids]
-        return len(found) <= sum(piece.count(wrapper) for wrapper in set(kept))
+    def _broken(self, spelled: str, marker: str) -> str:
+        """One spelling in two pieces, and those within it too; one character can't be broken, so it is written out."""
+        if self._control is None or self._control.search(spelled) is None:
+            return spelled
+        if len(spelled) == 1:
+            return _written_out(spelled)
+        rest = self._control.sub(lambda found: self._broken(found.group(), marker), spelled[1:])
+        return self._broken(spelled[0], marker) + marker + rest
 
-    def _shatter(self, piece: str, marker: str) -> str:
-        characters = [
-            character if not self.control_ids.intersection(self.encode_after(character)) else f"\\u{ord(character):04x}"
-            for character in piece
-        ]
-        return marker.join(characters)
+    def _is_inert(self, piece: str, kept: Set[str]) -> bool:
+        found = sum(number in self.control_ids for number in self.encode_after(piece))
+        return found <= sum(piece.count(wrapper) for wrapper in kept)
+
+    def _shattered(self, piece: str, marker: str, kept: Set[str]) -> str:
+        units = re.findall("|".join([*kept, "."]), piece, re.DOTALL)
+        return marker.join(
+            unit if unit in kept or self.control_ids.isdisjoint(self.encode_after(unit)) else _written_out(unit)
+            for unit in units
+        )
 
 
-def _break(found: re.Match[str], marker: str, kept: list[str]) -> str:
-    spelled = found.group()
-    if spelled in _WRAPPERS and _is_wrapper(found):
-        kept.append(spelled)  # the environment's own tags around a response, not what a tool printed
-        return spelled
-    return spelled[:1] + marker + spelled[1:] if len(spelled) > 1 else f"\\u{ord(spelled):04x}"
+def _written_out(character: str) -> str:
+    return f"\\u{ord(character):04x}"
 
 
 def _is_wrapper(found: re.Match[str]) -> bool:
