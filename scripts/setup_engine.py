@@ -178,6 +178,7 @@ def start_by_hand(options: Sequence[str] = (), address: str = DEFAULT, paths: Da
             )
         note(process.pid, paths)
         wait_for_answer(address, process)
+        process.returncode = 0  # it is meant to outlive this program; otherwise Popen warns that it does
     else:
         say("engine", f"waiting for the dockerd that somebody else is starting (process {running})")
         wait_for_answer(address, None)

@@ -37,6 +37,7 @@ SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefine
 
 _SPELLINGS = {"amd64": "x86_64", "arm64": "aarch64"}
 _PROBE_STATUS = 42
+_ELF_HEADER = 64
 
 
 class BuildError(Exception):
@@ -127,7 +128,7 @@ def zig() -> list[str]:
 def elf_problem(path: Path, arch: str) -> str | None:
     """What keeps the program at ``path`` from running in any image of ``arch``, if anything."""
     data = path.read_bytes()
-    if data[:6] != b"\x7fELF\x02\x01":
+    if data[:6] != b"\x7fELF\x02\x01" or len(data) < _ELF_HEADER:
         return "it is no 64-bit little-endian ELF program"
     if struct.unpack_from("<H", data, 18)[0] != ARCHS[arch]:
         return f"it is not for {arch}"
