@@ -14,10 +14,10 @@ from pydantic import ByteSize
 from sandbox.docker.address import DEFAULT_SOCKET, check_address, find_addresses
 from sandbox.docker.api import negotiate, why_unavailable
 from sandbox.docker.config import GUEST_PATH, create_config
-from sandbox.docker.death import cause_from_events
+from sandbox.docker.death import cause_from_events, with_last_words
 from sandbox.docker.facts import container_info, engine_info, has_disk_quota, image_info, parse_time
 from sandbox.docker.launch import check_warnings
-from sandbox.docker.stream import STDERR_KEPT, BadHeader, Demultiplexer
+from sandbox.docker.stream import STDERR_KEPT, Demultiplexer, HeaderError
 from sandbox.engine import ContainerPlan, ImageInfo
 from sandbox.errors import EngineUnavailable, SandboxStartError
 from sandbox.spec import MIB, Limits, Mount, Network, SandboxSpec
@@ -219,6 +219,11 @@ class TestDeath:
     def test_no_death_yet(self):
         assert cause_from_events([self.event("start"), self.event("kill", signal="15")]) is None
 
+    def test_what_the_runtime_said_is_passed_on_in_one_line(self):
+        assert with_last_words("it died", b"exec x:\n bad format.\n") == "it died (exec x: bad format)"
+        assert with_last_words("", b"\xff" * 1000).startswith("it ended (")
+        assert with_last_words("it died", b" ") == "it died"
+
     def test_an_engine_that_does_not_say(self):
         assert cause_from_events([{"status": "die"}]) == "it ended, and the engine does not say how"
 
@@ -355,12 +360,12 @@ class TestDemultiplexer:
 
     @pytest.mark.parametrize("header", [b"\3\0\0\0\0\0\0\1", b"\1\0\1\0\0\0\0\1", b"HTTP/1.1", b"\xff" * 8, b"\0" * 8])
     def test_anything_else_than_a_header_is_an_error(self, header):
-        with pytest.raises(BadHeader):
+        with pytest.raises(HeaderError):
             Demultiplexer().feed(header)
 
     @given(st.binary(max_size=300))
     def test_no_input_does_worse_than_that(self, data):
         try:
             assert len(Demultiplexer().feed(data)) <= len(data)
-        except BadHeader:
+        except HeaderError:
             pass

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from sandbox.engine import ContainerInfo
+from sandbox.docker import DockerEngine
+from sandbox.engine import ContainerInfo, Engine
 from sandbox.errors import SandboxError
 from sandbox.owner import Owner
 from sandbox.sweep import UNJUDGEABLE_AGE, is_orphan, sweep
@@ -123,7 +125,7 @@ class TestOrphan:
 class FakeEngine:
     """Just what a sweep asks of an engine."""
 
-    def __init__(self, *containers, stuck=()):
+    def __init__(self, *containers: ContainerInfo, stuck: Iterable[str] = ()) -> None:
         self.all = {each.name: each for each in containers}
         self.stuck = set(stuck)
 
@@ -138,19 +140,19 @@ class FakeEngine:
 
 class TestSweep:
     async def test_it_takes_the_deads_and_nothing_else(self, other):
-        process, owner = other
+        _, owner = other
         gone = replace(Owner.current(), owner="x", pid="999999999")
         engine = FakeEngine(
             container(name="mine"), container(name="theirs", owner=owner), container(name="orphan", owner=gone)
         )
-        swept = await sweep(engine)
+        swept = await sweep(cast(Engine, engine))
         assert swept.removed == ("orphan",)
         assert set(engine.all) == {"mine", "theirs"}
 
     async def test_one_that_cannot_be_removed_does_not_save_the_others(self):
         gone = replace(Owner.current(), owner="x", pid="999999999")
         engine = FakeEngine(container(name="a", owner=gone), container(name="b", owner=gone), stuck={"a"})
-        swept = await sweep(engine)
+        swept = await sweep(cast(Engine, engine))
         assert swept.removed == ("b",)
         assert swept.failed == ("The container a is stuck.",)
 
@@ -171,7 +173,7 @@ async def main():
         created = plan_container(SandboxSpec(image=sys.argv[1]), image, engine.info)
         api = engine._opened.connection.api
         api.create(created.name, {"Image": image.id, "Entrypoint": ["/x"], "Labels": dict(created.labels)})
-        print(running.name, created.name, attachment.container_id, flush=True)
+        print(running.name, created.name, flush=True)
         await anyio.sleep(60)
         await attachment.stream.aclose()
 
@@ -179,25 +181,26 @@ anyio.run(main)
 """
 
 
-@pytest.mark.engine
-class TestRealEngine:
-    async def test_a_second_living_processs_containers_stay_and_go_after_its_death(self):
-        from sandbox.docker import DockerEngine
+@pytest.fixture
+def holder():
+    """A second process with a running and a created container: itself, and their names."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLDER, IMAGE], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        running, created = process.stdout.readline().split()
+    yield process, running, created
+    process.kill()
+    process.wait()
 
-        process = subprocess.Popen([sys.executable, "-c", _HOLDER, IMAGE], stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            with process.stdout:
-                running, created, _ = process.stdout.readline().split()
-            async with DockerEngine() as engine:
-                await sweep(engine)
-                states = {each.name: each.state for each in await engine.containers()}
-                assert states[running] == "running"
-                assert states[created] == "created"
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                await sweep(engine)
-                assert not {running, created} & {each.name for each in await engine.containers()}
-        finally:
-            process.kill()
-            process.wait()
+
+@pytest.mark.engine
+async def test_a_second_living_processs_containers_stay_and_go_after_its_death(holder):
+    process, running, created = holder
+    async with DockerEngine() as engine:
+        await sweep(engine)
+        states = {each.name: each.state for each in await engine.containers()}
+        assert (states[running], states[created]) == ("running", "created")
+        process.kill()
+        process.wait()
+        await sweep(engine)
+        assert not {running, created} & {each.name for each in await engine.containers()}

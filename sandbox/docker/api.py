@@ -1,7 +1,7 @@
 """The border to the docker SDK: its only importer, and the one place where foreign exceptions become ours.
 
 What comes out are plain JSON values and two exceptions: ``EngineUnavailable`` when the engine can't be reached, and
-:class:`Refusal` when it answered no; a caller that knows what was asked turns the latter into a sentence.
+:class:`RefusedError` when it answered no; a caller that knows what was asked turns the latter into a sentence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FILE_BOUND = 16 * 1024 * 1024
 _MESSAGE_BOUND = 400
 
 
-class Refusal(SandboxError):
+class RefusedError(SandboxError):
     """The engine answered, and said no."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -70,7 +70,7 @@ class DockerApi:
                     return dict(client.version(api_version=False))
                 finally:
                     client.close()
-        except Refusal as refusal:
+        except RefusedError as refusal:
             raise EngineUnavailable(
                 f"What answers at {self.address} is no container engine, or may not be used ({refusal.message[:100]}); "
                 "check the address."
@@ -113,7 +113,7 @@ class DockerApi:
                 url, params=streams, headers=headers, stream=True, timeout=REQUEST_TIMEOUT
             ) as response:
                 if response.status_code not in (101, 200):
-                    raise Refusal(response.status_code, _message(response.text))
+                    raise RefusedError(response.status_code, _message(response.text))
                 # A descriptor of our own, so that the response can be closed. Nothing of the guest can be in the
                 # response's buffer, since the container doesn't run yet.
                 return socket.socket(fileno=os.dup(response.raw.fileno()))
@@ -128,11 +128,11 @@ class DockerApi:
         with self._border():
             response = self._client.delete(url, params={"force": 1, "v": 1}, timeout=timeout)
             if response.status_code >= 300:
-                raise Refusal(response.status_code, _message(response.text))
+                raise RefusedError(response.status_code, _message(response.text))
 
     def discard(self, container: str) -> None:
         """Remove a container that never ran; that another process was faster is no error."""
-        with suppress(Refusal):
+        with suppress(RefusedError):
             self.delete(container)
 
     def remove(self, name: str, deadline: float) -> None:
@@ -147,7 +147,7 @@ class DockerApi:
             try:
                 self.delete(name, max(1.0, until - time.monotonic()))
                 return
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 if refusal.status == 404:
                     return
                 if time.monotonic() + pause > until:
@@ -184,7 +184,7 @@ class DockerApi:
             for chunk in chunks:
                 archive.write(chunk)
                 if archive.tell() > FILE_BOUND:
-                    raise Refusal(500, f"{path} is larger than {FILE_BOUND} bytes")
+                    raise RefusedError(500, f"{path} is larger than {FILE_BOUND} bytes")
             return _single_file(archive)
         return None
 
@@ -196,7 +196,7 @@ class DockerApi:
         params = {"since": f"{since:.6f}", "until": f"{until:.6f}", "filters": filters}
         with self._border(), self._client.get(url, params=params, stream=True, timeout=PROBE_TIMEOUT) as response:
             if response.status_code != 200:
-                raise Refusal(response.status_code, _message(response.text))
+                raise RefusedError(response.status_code, _message(response.text))
             for line in response.iter_lines():
                 yield json.loads(line)
 
@@ -212,11 +212,11 @@ class DockerApi:
             try:
                 for line in self._client.pull(reference, stream=True, decode=True, platform=platform):
                     if "error" in line:
-                        raise Refusal(500, _first_line(str(line["error"])))
+                        raise RefusedError(500, _first_line(str(line["error"])))
             except docker.errors.APIError:
                 raise
             except docker.errors.DockerException as error:  # the user's credential helper
-                raise Refusal(401, _first_line(str(error))) from error
+                raise RefusedError(401, _first_line(str(error))) from error
 
     # volumes
 
@@ -258,9 +258,9 @@ class DockerApi:
         try:
             yield
         except docker.errors.APIError as error:
-            raise Refusal(error.status_code or 500, _first_line(str(error.explanation or error))) from error
+            raise RefusedError(error.status_code or 500, _first_line(str(error.explanation or error))) from error
         except docker.errors.NullResource as error:
-            raise Refusal(400, "an empty name") from error
+            raise RefusedError(400, "an empty name") from error
         except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
             # ValueError: what answers is no engine (its JSON can't be read).
             raise EngineUnavailable(why_unavailable(self.address, error)) from error

@@ -6,7 +6,8 @@ It is used as its documentation shows it, with nothing of ours between, so that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import docker
@@ -30,20 +31,6 @@ class Baseline:
         output = self._client.exec_start(made["Id"])
         return self._client.exec_inspect(made["Id"])["ExitCode"], output
 
-    def start(self, name: str, config: Mapping[str, Any]) -> tuple[str, float]:
-        """Create, attach and start a container; its id and the seconds that it took."""
-        began = time.perf_counter()
-        container = self._client.create_container_from_config(dict(config), name)["Id"]
-        stream = self._client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-        self._client.start(container)
-        seconds = time.perf_counter() - began
-        stream.close()
-        return container, seconds
-
-    def remove(self, container: str) -> None:
-        """Kill and remove it."""
-        self._client.remove_container(container, force=True, v=True)
-
     def timed_exec(self, container: str, command: Sequence[str]) -> Callable[[], None]:
         """A function that runs the command once and fails if it does."""
 
@@ -53,3 +40,23 @@ class Baseline:
                 raise RuntimeError(f"docker exec ended with {code}: {output[:200]!r}")
 
         return once
+
+    @contextmanager
+    def started(self, name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+        """Create, attach and start a container; its id and the seconds that it took.
+
+        At the end of the block its stdin is closed, and with it goes one that ends with its stdin; the engine's
+        ``remove`` ends any other, and is needed anyhow where this is interrupted between create and start.
+        """
+        began = time.perf_counter()
+        container = self._client.create_container_from_config(dict(config), name)["Id"]
+        stream = self._client.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        try:
+            self._client.start(container)
+            yield container, time.perf_counter() - began
+        finally:
+            stream.close()
+
+    def process_id(self, container: str) -> int:
+        """The host's number of the container's PID 1, where the engine is on this host."""
+        return int(self._client.inspect_container(container)["State"]["Pid"])

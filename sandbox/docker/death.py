@@ -19,6 +19,8 @@ _GUEST_EXITS = {
     74: "it was told to stop from outside (SIGTERM)",
 }
 
+_WORDS_BOUND = 300
+
 
 def cause_from_events(events: Iterable[Mapping[str, Any]]) -> str | None:
     """The clause for a container's events, oldest first; None while none of them is its death."""
@@ -49,6 +51,14 @@ def cause_from_exit(code: int | None, killed_by: int | None = None, out_of_memor
     if code > 128:
         return f"its guest was killed by {_signal_name(code - 128)}, though not through the engine"
     return f"its guest exited with status {code}"
+
+
+def with_last_words(cause: str, stderr: bytes) -> str:
+    """The clause, and what was said on the guest's stderr: mostly the runtime, about a guest that it could not run."""
+    words = " ".join(stderr.decode("utf-8", "replace").split())[:_WORDS_BOUND]
+    if not words:
+        return cause
+    return f"{cause or 'it ended'} ({words.rstrip('.')})"
 
 
 def _number(text: object) -> int | None:

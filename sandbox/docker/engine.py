@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Self
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio import AsyncContextManagerMixin
 
 from sandbox.docker import queries
 from sandbox.docker.address import check_address, find_addresses
-from sandbox.docker.api import Refusal
+from sandbox.docker.api import RefusedError
 from sandbox.docker.connection import Connection, connect
+from sandbox.docker.death import with_last_words
 from sandbox.docker.launch import Launch
 from sandbox.docker.stream import GuestStream, OpenSockets
 from sandbox.docker.threads import Workers
@@ -48,6 +50,7 @@ class _Opened:
     pulls: Workers = field(default_factory=partial(Workers, "sandbox-pull", 2))
     launches: dict[str, Launch] = field(default_factory=dict)
     sockets: OpenSockets = field(default_factory=OpenSockets)
+    streams: WeakValueDictionary[str, GuestStream] = field(default_factory=WeakValueDictionary)
 
 
 class DockerEngine(AsyncContextManagerMixin):
@@ -127,6 +130,7 @@ class DockerEngine(AsyncContextManagerMixin):
         except BaseException:
             launch.abandon()
             raise
+        state.streams[started.container_id] = stream
         return Attachment(started.container_id, stream, started.warnings)
 
     async def remove(self, name: str, *, deadline: float = 30.0) -> None:
@@ -137,7 +141,9 @@ class DockerEngine(AsyncContextManagerMixin):
     async def cause_of_death(self, container_id: str) -> str:
         """One clause that says why the container ended, as well as the engine still knows; ``""`` if it doesn't."""
         state = self._opened
-        return await state.questions.run(partial(queries.cause_of_death, state.connection, container_id))
+        cause = await state.questions.run(partial(queries.cause_of_death, state.connection, container_id))
+        stream = state.streams.get(container_id)
+        return with_last_words(cause, stream.stderr if stream is not None else b"")
 
     async def containers(self) -> list[ContainerInfo]:
         """All sandboxes, of whatever owner and state."""
@@ -182,7 +188,7 @@ def _remove(state: _Opened, name: str, deadline: float) -> None:
             )
     try:
         state.connection.api.remove(name, until - time.monotonic())
-    except Refusal as refusal:
+    except RefusedError as refusal:
         raise SandboxError(
             f"The container {name} could not be removed within {deadline:g} s ({refusal.message}); remove it with "
             f"`docker rm -f -v {name}`."

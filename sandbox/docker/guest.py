@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sandbox.docker.api import DockerApi, Refusal
+from sandbox.docker.api import DockerApi, RefusedError
 from sandbox.docker.config import GUEST_PATH, guest_mount
 from sandbox.docker.facts import parse_time
 from sandbox.errors import SandboxStartError
@@ -99,7 +99,7 @@ class GuestVolume:
         while True:
             try:
                 return self._open_door(self._mutex, image)
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 if refusal.status != 409:
                     raise
             self._discard_stale()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox.docker.api import Refusal
+from sandbox.docker.api import RefusedError
 from sandbox.docker.config import GUEST_PATH, create_config
 from sandbox.docker.connection import Connection
 from sandbox.engine import ContainerPlan
@@ -33,7 +33,7 @@ class Started:
     warnings: tuple[str, ...]
 
 
-class Abandoned(Exception):
+class AbandonedError(Exception):
     """The caller of this launch has gone; nothing of it is left."""
 
 
@@ -64,7 +64,7 @@ class Launch:
                 if not self._abandoned:
                     return started
             self._undo(started.raw)
-            raise Abandoned
+            raise AbandonedError
         finally:
             self._end()
 
@@ -87,7 +87,7 @@ class Launch:
             network = self._prepare()
             try:
                 return self._attempt(network)
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 if attempt == _ATTEMPTS - 1 or not self._mended(refusal, network):
                     raise self._explained(refusal) from refusal
         raise AssertionError("unreachable")
@@ -105,7 +105,7 @@ class Launch:
                     )
             self._guest.ensure(self._plan.image.id)
             return self._network.ensure() if spec.network is Network.OPEN else None
-        except Refusal as refusal:
+        except RefusedError as refusal:
             raise self._explained(refusal) from refusal
 
     def _attempt(self, network: str | None) -> Started:
@@ -134,9 +134,9 @@ class Launch:
     def _give_up_if_abandoned(self) -> None:
         with self._lock:
             if self._abandoned:
-                raise Abandoned
+                raise AbandonedError
 
-    def _mended(self, refusal: Refusal, network: str | None) -> bool:
+    def _mended(self, refusal: RefusedError, network: str | None) -> bool:
         """Whether the refusal came of something shared that was removed meanwhile. Nothing has run, so try again."""
         if GUEST_PATH in refusal.message:
             self._guest.forget()
@@ -146,7 +146,7 @@ class Launch:
             return True
         return False
 
-    def _explained(self, refusal: Refusal) -> SandboxError:
+    def _explained(self, refusal: RefusedError) -> SandboxError:
         spec, message = self._plan.spec, refusal.message
         if refusal.status == 404 and re.search(r"no such image", message, re.IGNORECASE):
             return ImageUnavailable(f"The image {spec.image!r} is no longer on the engine; pull or build it again.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from sandbox.docker.api import DockerApi, Refusal
+from sandbox.docker.api import DockerApi, RefusedError
 from sandbox.plan import NAME_PREFIX, ROLE, shared_labels
 
 NAME = f"{NAME_PREFIX}open"
@@ -68,6 +68,6 @@ class OpenNetwork:
     def _delete(self, network: str) -> bool:
         try:
             self._api.delete_network(network)
-        except Refusal:
+        except RefusedError:
             return False  # somebody uses it by now, or was faster
         return True

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sandbox.docker.api import DockerApi, Refusal
+from sandbox.docker.api import DockerApi, RefusedError
 from sandbox.docker.connection import Connection
 from sandbox.docker.death import cause_from_events, cause_from_exit
 from sandbox.docker.facts import container_info, image_info, parse_time
@@ -34,7 +34,7 @@ def find_image(api: DockerApi, reference: str) -> dict[str, Any] | None:
     """The image, if it is here."""
     try:
         return api.image(reference)
-    except Refusal as refusal:
+    except RefusedError as refusal:
         raise ImageUnavailable(
             f"The image {reference!r} can't be looked up ({refusal.message}); check its name."
         ) from refusal
@@ -53,7 +53,7 @@ def pulled_image(connection: Connection, reference: str, platform: str | None) -
     wanted = f"{reference!r} for {platform}" if platform else repr(reference)
     try:
         connection.api.pull(reference, platform)
-    except Refusal as refusal:
+    except RefusedError as refusal:
         raise ImageUnavailable(
             f"The image {wanted} is not on the engine and can't be pulled ({refusal.message}); build it, or check its "
             "name and the registry."
@@ -108,7 +108,7 @@ def _from_history(connection: Connection, container: str) -> str | None:
     now = time.time() + connection.clock_offset
     try:
         return cause_from_events(connection.api.events(container, now - HISTORY, now))
-    except Refusal:
+    except RefusedError:
         return None
 
 
@@ -131,7 +131,7 @@ def _remove_old_volumes(connection: Connection) -> list[str]:
         is_old = now - parse_time(str(answer.get("CreatedAt") or "")) > OLD_VOLUME
         if name == connection.guest.name or not is_old:
             continue
-        with suppress(Refusal):  # in use, or another sweep was faster
+        with suppress(RefusedError):  # in use, or another sweep was faster
             connection.api.delete_volume(name)
             removed.append(f"volume {name}")
     return removed

@@ -24,7 +24,7 @@ _STDOUT, _STDERR = 1, 2
 _HEADER = struct.Struct(">BxxxI")
 
 
-class BadHeader(Exception):
+class HeaderError(Exception):
     """The bytes are not what Docker's multiplexing makes."""
 
 
@@ -65,7 +65,7 @@ class Demultiplexer:
         self._header += data[:missing]
         if len(self._header) == HEADER:
             if self._header[0] not in (_STDOUT, _STDERR) or any(self._header[1:4]):
-                raise BadHeader(f"the engine sent {bytes(self._header).hex()} where a stream's header was due")
+                raise HeaderError(f"the engine sent {bytes(self._header).hex()} where a stream's header was due")
             self._stream = self._header[0]
             self._left = int.from_bytes(self._header[4:], "big")
             self._header.clear()
@@ -99,7 +99,7 @@ class GuestStream(ByteStream):
             data = await self._transport.receive(max_bytes)
             try:
                 payload = self._demultiplexer.feed(data)
-            except BadHeader as error:
+            except HeaderError as error:
                 raise BrokenResourceError(str(error)) from error
             if payload:
                 return payload
