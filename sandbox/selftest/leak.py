@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.text import TextReceiveStream
 
-from sandbox.engine import ContainerInfo
+from sandbox.engine import ContainerInfo, Engine
 from sandbox.selftest.check import Context, Failed
 from sandbox.sweep import sweep
 
@@ -30,16 +30,26 @@ async def leak(context: Context) -> str:
     return f"gone {took:.2f} s after SIGKILL; {KILLS_DURING_START} kills during the start left nothing"
 
 
-def _command(context: Context, token: str) -> list[str]:
-    return [sys.executable, "-m", "sandbox.selftest.victim", context.engine.info.address, context.image, token]
+def victim_command(address: str, image: str, token: str) -> list[str]:
+    """A controlling process to be killed; its containers carry the token as the label ``selftest``."""
+    return [sys.executable, "-m", "sandbox.selftest.victim", address, image, token]
+
+
+async def labelled(engine: Engine, token: str, states: Collection[str] | None = None) -> list[ContainerInfo]:
+    """The containers of the victim with this token; None: of any state."""
+    return [
+        container
+        for container in await engine.containers()
+        if container.labels.get("selftest") == token and (states is None or container.state in states)
+    ]
 
 
 async def _kill_while_serving(context: Context) -> float:
     token = uuid4().hex
-    async with await anyio.open_process(_command(context, token), stderr=subprocess.PIPE) as victim:
+    async with await _victim(context, token) as victim:
         try:
             container = await _second_line(victim)
-            if not await _ours(context, token, {"running"}):
+            if not await labelled(context.engine, token, {"running"}):
                 raise Failed("the victim's container", seen="none", expected=container, remedy=_REMEDY)
         finally:
             victim.kill()
@@ -52,7 +62,7 @@ async def _kill_while_serving(context: Context) -> float:
 
 async def _kill_while_starting(context: Context) -> None:
     token = uuid4().hex
-    async with await anyio.open_process(_command(context, token), stderr=subprocess.PIPE) as victim:
+    async with await _victim(context, token) as victim:
         try:
             await _lines(victim).receive()
             await anyio.sleep(random.uniform(0, 0.15))
@@ -63,6 +73,11 @@ async def _kill_while_starting(context: Context) -> None:
     await _until_none(context, token, {"running"})
     await sweep(context.engine)
     await _until_none(context, token, None)
+
+
+async def _victim(context: Context, token: str) -> Process:
+    command = victim_command(context.engine.info.address, context.image, token)
+    return await anyio.open_process(command, stderr=subprocess.PIPE)
 
 
 def _lines(victim: Process) -> TextReceiveStream:
@@ -82,19 +97,11 @@ async def _second_line(victim: Process) -> str:
     return text.splitlines()[1]
 
 
-async def _ours(context: Context, token: str, states: Collection[str] | None) -> list[ContainerInfo]:
-    return [
-        container
-        for container in await context.engine.containers()
-        if container.labels.get("selftest") == token and (states is None or container.state in states)
-    ]
-
-
 async def _until_none(context: Context, token: str, states: Collection[str] | None) -> None:
     with anyio.move_on_after(GONE_BOUND):
-        while await _ours(context, token, states):
+        while await labelled(context.engine, token, states):
             await anyio.sleep(0.02)
-    left = [f"{container.name} ({container.state})" for container in await _ours(context, token, states)]
+    left = [f"{container.name} ({container.state})" for container in await labelled(context.engine, token, states)]
     if left:
         raise Failed(
             f"containers of a killed process after {GONE_BOUND:.0f} s", seen=left, expected="none", remedy=_REMEDY

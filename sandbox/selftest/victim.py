@@ -1,4 +1,7 @@
-"""The controlling process that the leak check kills: it opens a sandbox, says so, and waits for its death."""
+"""The controlling process that the leak check kills: it opens a sandbox, says so, and waits for its death.
+
+It also ends by itself when its stdin does: it must not outlive a check that is killed itself.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ async def main(address: str, image: str, token: str) -> None:
         async with open_sandbox(SandboxSpec(image=image, labels={"selftest": token}), engine=engine) as box:
             await box.run("sleep 1000 & sleep 1000 & true")
             print(box.container_id, flush=True)
-            await anyio.sleep_forever()
+            await anyio.wait_readable(sys.stdin)
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:4])
+    _, address, image, token = sys.argv
+    anyio.run(main, address, image, token)
