@@ -371,7 +371,7 @@ class Channel:
 
 
 def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return str(error) or str(error.__cause__ or type(error).__name__)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 T = TypeVar("T")
 Step = Callable[[], Coroutine[Any, Any, object]]
@@ -82,8 +83,8 @@ def _in_asyncio_task() -> bool:
 
 
 @asynccontextmanager
-async def beside(*steps: Step) -> AsyncIterator[None]:
-    """Run tasks beside the block and cancel them at its end. The steps must not raise.
+async def beside(*steps: Step) -> AsyncIterator[TaskGroup]:
+    """Run tasks beside the block and cancel them at its end. They must not raise.
 
     The block's own exception comes out as it is, where a task group would wrap it in a group.
     """
@@ -93,7 +94,7 @@ async def beside(*steps: Step) -> AsyncIterator[None]:
             for step in steps:
                 tasks.start_soon(step)
             try:
-                yield
+                yield tasks
             except BaseException as error:  # noqa: BLE001  raised again below, outside of the group
                 failure = error
             tasks.cancel_scope.cancel()

@@ -116,7 +116,7 @@ class TreeDecoder:
         if len(self._buffer) < ENTRY.size + path_len:
             return None
         path = self._cut(ENTRY.size + path_len)[ENTRY.size :]
-        return self._begin(Entry(EntryType(kind), path, mode & 0o7777, mtime))
+        return self._begin(Entry(EntryType(kind), path, mode if mode == MODE_KEEP else mode & 0o7777, mtime))
 
     def _begin(self, entry: Entry) -> tuple[Event, ...]:
         self._judge(entry)

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyio import BrokenResourceError
-from anyio.abc import ByteStream, SocketStream, UNIXSocketStream
+from anyio.abc import ByteStream
+
+from sandbox.sockets import RawStream
 
 HEADER = 8
 STDERR_KEPT = 4096
@@ -75,18 +77,14 @@ class Demultiplexer:
 class GuestStream(ByteStream):
     """The one stream to a guest. Closing it ends the guest."""
 
-    def __init__(self, transport: SocketStream, raw: socket.socket | None = None) -> None:
+    def __init__(self, transport: RawStream) -> None:
         self._transport = transport
-        self._raw = raw
         self._demultiplexer = Demultiplexer()
 
     @classmethod
     async def over(cls, raw: socket.socket) -> GuestStream:
         """Take ownership of a connected socket."""
-        raw.setblocking(False)
-        if raw.family == socket.AF_UNIX:
-            return cls(await UNIXSocketStream.from_socket(raw), raw)
-        return cls(await SocketStream.from_socket(raw))
+        return cls(RawStream(raw))
 
     @property
     def stderr(self) -> bytes:
@@ -111,13 +109,9 @@ class GuestStream(ByteStream):
     def send_nowait(self, item: bytes) -> int:
         """Send what the socket takes at once; the rest, and every error, is for ``send``.
 
-        It spares a call two turns of the event loop. Only over a unix socket: anyio's TCP stream on asyncio may hold
-        bytes back, and these would overtake them.
+        It spares a call two turns of the event loop.
         """
-        try:
-            return self._raw.send(item, socket.MSG_DONTWAIT) if self._raw is not None else 0
-        except OSError:
-            return 0
+        return self._transport.send_nowait(item)
 
     async def send_eof(self) -> None:
         """End the guest's stdin, and with it the guest; what it still says can be read."""
