@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +26,7 @@ from pydantic import ByteSize
 
 from sandbox import Sandbox
 from sandbox.docker import DockerEngine
-from sandbox.errors import EngineUnavailable, ImageUnavailable, SandboxStartError
+from sandbox.errors import EngineUnavailable, ImageUnavailable, SandboxLost, SandboxStartError
 from sandbox.guest import guest_binary
 from sandbox.owner import Owner
 from sandbox.plan import NAME_PREFIX, plan_container
@@ -299,6 +301,89 @@ class TestRemoval:
                 attachment = await other.launch(plan)
                 await attachment.stream.aclose()
         await assert_gone(sdk, plan.name, within=2.0)
+
+
+class Forwarder:
+    """A plain TCP address for the engine's unix socket, which can be cut."""
+
+    def __init__(self, path):
+        self.path = path
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.sockets = []
+        self.refusing = False
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                if self.refusing:
+                    near.close()
+                    continue
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self.path)
+                self.sockets += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self.copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def cut(self):
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.cut()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        for each in (self.listener, *self.sockets):
+            each.close()
+
+
+@pytest.fixture
+def forwarder(address):
+    if not address.startswith("unix://"):
+        pytest.skip("the engine has no unix socket")
+    made = Forwarder(address.removeprefix("unix://"))
+    yield made
+    made.close()
+
+
+class TestPlainTcp:
+    async def test_a_sandbox_works_and_goes(self, forwarder, sdk):
+        async with DockerEngine(forwarder.address, sweeping=False) as remote:
+            async with Sandbox.open(remote, SandboxSpec(image=IMAGE)) as box:
+                assert (await box.run("cat", stdin=b"x" * 100_000)).stdout.total_bytes == 100_000
+                name = box.info.name
+            assert not of_name(sdk, name)
+
+    async def test_a_cut_link_is_told_and_ends_the_sandbox(self, forwarder, sdk):
+        async with DockerEngine(forwarder.address, sweeping=False) as remote:
+            async with Sandbox.open(remote, SandboxSpec(image=IMAGE)) as box:
+                forwarder.cut()
+                with pytest.raises(SandboxLost):
+                    await box.run("sleep 5")
+                await assert_gone(sdk, box.info.name)
+
+    async def test_what_could_not_be_removed_is_removed_when_the_engine_answers_again(self, forwarder, sdk):
+        async with DockerEngine(forwarder.address, sweeping=False) as remote:
+            plan = await planned(remote)
+            sdk.create_container_from_config({"Image": IMAGE, "Labels": dict(plan.labels)}, plan.name)
+            forwarder.refusing = True
+            forwarder.cut()
+            with pytest.raises(EngineUnavailable):
+                await remote.remove(plan.name)
+            assert of_name(sdk, plan.name)
+            forwarder.refusing = False
+            await remote.remove(NAME_PREFIX + "another")
+            assert not of_name(sdk, plan.name)
 
 
 class TestDeath:

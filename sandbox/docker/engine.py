@@ -49,6 +49,8 @@ class _Opened:
     removals: Workers = field(default_factory=partial(Workers, "sandbox-remove", 8))
     pulls: Workers = field(default_factory=partial(Workers, "sandbox-pull", 2))
     launches: dict[str, Launch] = field(default_factory=dict)
+    unremoved: set[str] = field(default_factory=set)
+    """Containers whose removal failed, with the engine mostly; they are tried again when it answers."""
     sockets: OpenSockets = field(default_factory=OpenSockets)
     streams: WeakValueDictionary[str, GuestStream] = field(default_factory=WeakValueDictionary)
 
@@ -176,16 +178,18 @@ class DockerEngine(AsyncContextManagerMixin):
 
 
 def _remove(state: _Opened, name: str, deadline: float) -> None:
-    """In a thread: wait for a launch of that name, then end what it made."""
+    """In a thread: end the container of that name, and those that could not be ended before."""
+    try:
+        _remove_one(state, name, deadline)
+    except SandboxError:
+        state.unremoved.add(name)
+        raise
+    _remove_left_over(state)
+
+
+def _remove_one(state: _Opened, name: str, deadline: float) -> None:
     until = time.monotonic() + deadline
-    launch = state.launches.get(name)
-    if launch is not None:
-        launch.abandon()
-        if not launch.over.wait(deadline):
-            raise SandboxError(
-                f"The start of {name} did not come to an end within {deadline:g} s; see the engine's log, and remove "
-                f"the container with `docker rm -f -v {name}`."
-            )
+    _wait_for_launch(state, name, deadline)
     try:
         state.connection.api.remove(name, until - time.monotonic())
     except RefusedError as refusal:
@@ -195,12 +199,40 @@ def _remove(state: _Opened, name: str, deadline: float) -> None:
         ) from refusal
 
 
+def _wait_for_launch(state: _Opened, name: str, deadline: float) -> None:
+    launch = state.launches.get(name)
+    if launch is None:
+        return
+    launch.abandon()
+    if not launch.over.wait(deadline):
+        raise SandboxError(
+            f"The start of {name} did not come to an end within {deadline:g} s; see the engine's log, and remove the "
+            f"container with `docker rm -f -v {name}`."
+        )
+
+
+def _remove_left_over(state: _Opened) -> None:
+    """The owner lives, so no sweep takes these."""
+    for name in list(state.unremoved):
+        if name in state.launches:
+            continue
+        try:
+            state.connection.api.delete(name)
+        except RefusedError as refusal:
+            if refusal.status != 404:
+                continue
+        except EngineUnavailable:
+            return
+        state.unremoved.discard(name)
+
+
 def _wind_up(state: _Opened) -> None:
     """In a thread: let begun launches end, and give everything back."""
     until = time.monotonic() + CLOSE_BOUND
     for launch in list(state.launches.values()):
         launch.abandon()
         launch.over.wait(max(0.0, until - time.monotonic()))
+    _remove_left_over(state)
     try:
         state.connection.network.release()
     except SandboxError as error:
