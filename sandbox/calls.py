@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple, Self
 
-from sandbox.channel import LATE, Channel, Exchange, StreamName
+from sandbox.channel import Channel
 from sandbox.connection import Call
+from sandbox.exchange import LATE, Exchange, StreamName
 from sandbox.outcome import run_result
 from sandbox.shield import beside
 from sandbox.spec import ExecResult
@@ -39,7 +40,7 @@ async def perform(
                 exchange.feed(source)
             await _attend(exchange, watcher)
     except BaseException:
-        await exchange.abandon(request.grace_ms / 1000)
+        await channel.abandon(exchange, request.grace_ms / 1000)
         raise
     return exchange.call
 
@@ -97,4 +98,4 @@ async def streaming(channel: Channel, request: Request, source: Source | None) -
         async with beside(*pumps):
             yield Running(exchange)
     finally:
-        await exchange.abandon(request.grace_ms / 1000)
+        await channel.abandon(exchange, request.grace_ms / 1000)

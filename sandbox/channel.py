@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
 
 import anyio
 from anyio.abc import ByteStream
-from anyio.lowlevel import checkpoint
 
 from sandbox.connection import (
     Call,
@@ -28,171 +26,17 @@ from sandbox.connection import (
     ResetDone,
 )
 from sandbox.errors import SandboxClosed, SandboxError, SandboxLost
-from sandbox.shield import beside, finish
-from sandbox.wire import STDOUT, Exit, Hello, ProtocolError, Request
-
-StreamName = Literal["stdout", "stderr"]
-
-LATE = 30.0
-"""Seconds that a call's outcome may be later than its own timeout and grace before the sandbox counts as lost."""
-
-DEATH = 10.0
-"""Seconds beyond the grace in which the guest must have ended a cancelled call: it may be a fork bomb."""
+from sandbox.exchange import LATE, Exchange
+from sandbox.shield import beside
+from sandbox.wire import Hello, ProtocolError, Request
 
 _TICK = 15.0
 _PATIENCE = 10
 """Pings without an answer until the sandbox counts as lost: by then its lease has run out too."""
 _EXPLAIN = 5.0
 _RECEIVE = 256 * 1024
-_PIECES = 512
 
 _log = logging.getLogger(__name__)
-
-
-class Exchange:
-    """One call on its way: what came for it and was not taken yet."""
-
-    def __init__(self, channel: Channel, call: Call, patience: float | None) -> None:
-        self.call = call
-        self.deadline = None if patience is None else anyio.current_time() + patience
-        self.late = False
-        self.abandoned = False
-        self._channel = channel
-        self._patience = patience
-        self._output: deque[tuple[int, bytearray]] = deque()
-        self._owed = 0
-        self._failure: Exception | None = None
-        self._wake: anyio.Event | None = None
-        self._room: anyio.Event | None = None
-
-    async def outcome(self) -> Exit:
-        """Wait for the call's end."""
-        while self.call.exit is None:
-            self.check()
-            await self._sleep()
-        return self.call.exit
-
-    async def next_output(self) -> tuple[StreamName, bytes] | None:
-        """The next live bytes; None when the call has ended. Asking says that the bytes before were taken."""
-        if self._owed:
-            self._channel.post(self.call.taken(self._owed))
-            self._owed = 0
-        if self._patience is not None:
-            self.deadline = max(self.deadline or 0, anyio.current_time() + LATE)
-        if self._output:
-            await checkpoint()  # a quick command and a quick callback must not keep the event loop from everything else
-        while not self._output:
-            if self.call.exit is not None:
-                return None
-            self.check()
-            await self._sleep()
-        stream, data = self._output.popleft()
-        self._owed = len(data)
-        return "stdout" if stream == STDOUT else "stderr", bytes(data)
-
-    def feed(self, source: Iterable[bytes | memoryview]) -> None:
-        """Send all input there is; it is asked for as there is credit for it."""
-        self.call.feed_from(source)
-        self.call.close_input()
-        self._send_input()
-
-    async def pump(self, source: AsyncIterable[bytes]) -> None:
-        """Send input as it comes, for a task of its own; the source's failure becomes the call's."""
-        try:
-            await self._pump(source)
-        except Exception as error:  # noqa: BLE001  the caller's own source: any exception is for the caller
-            self._failure = error
-            self.wake()
-
-    async def _pump(self, source: AsyncIterable[bytes]) -> None:
-        iterator = aiter(source)
-        try:
-            async for data in iterator:
-                self.call.feed(bytes(memoryview(data)))
-                if not await self._drain():
-                    return
-            self.call.close_input()
-            self._send_input()
-        finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
-
-    def _send_input(self) -> None:
-        self._channel.post(self.call.sendable())
-
-    async def abandon(self, grace: float) -> None:
-        """Kill the call's command and see it dead, whatever cancels this; else the sandbox counts as lost."""
-        if self.call.exit is not None or self._channel.ended:
-            return
-        self.abandoned = True
-        self._output.clear()
-        self._channel.post(self._channel.connection.cancel(self.call))
-        self._channel.post(self.call.taken(self._owed))
-        try:
-            await finish(self._until_dead, deadline=grace + DEATH)
-        finally:
-            if self.call.exit is None:
-                self._channel.lose("the guest did not end a cancelled call in time")
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the call waits for its own caller."""
-        return bool(self._output or self._owed)
-
-    def wake(self) -> None:
-        """Let whoever waits look again."""
-        if self._wake is not None:
-            self._wake.set()
-        if self._room is not None:
-            self._room.set()
-
-    def input_wanted(self) -> None:
-        """Credit came."""
-        self._send_input()
-        if self._room is not None and self.call.wants_input:
-            self._room.set()
-
-    def receive(self, stream: int, data: bytes) -> None:
-        """Keep live bytes until they are taken; in few pieces, however small they come."""
-        if self.abandoned or not data:
-            self._channel.post(self.call.taken(len(data)))
-            return
-        output = self._output
-        if output and output[-1][0] == stream:
-            output[-1][1].extend(data)
-        elif len(output) >= _PIECES:
-            output[-2][1].extend(data)
-        else:
-            output.append((stream, bytearray(data)))
-        if self._wake is not None:
-            self._wake.set()
-
-    async def _drain(self) -> bool:
-        self._send_input()
-        while not self.call.wants_input:
-            if self.call.exit is not None or self.abandoned:
-                return False
-            self._channel.check()
-            self._room = anyio.Event()
-            await self._room.wait()
-        return True
-
-    def check(self) -> None:
-        """Raise what kept the call from its end, if anything did."""
-        if self.call.exit is not None:
-            return
-        if self._failure is not None:
-            raise self._failure
-        self._channel.check()
-
-    async def _sleep(self) -> None:
-        self._wake = anyio.Event()
-        await self._wake.wait()
-
-    async def _until_dead(self) -> None:
-        while self.call.exit is None and not self._channel.ended:
-            await self._sleep()
 
 
 class Channel:
@@ -235,10 +79,18 @@ class Channel:
         """Send a request. ``patience`` is how many seconds it may take before the guest counts as dumb."""
         self.check()
         call, data = self.connection.open(request, more_input=more_input)
-        exchange = Exchange(self, call, patience)
+        exchange = Exchange(call, self.post, lambda: self.connection.cancel(call), patience)
         self._exchanges[call] = exchange
         self.post(data)
         return exchange
+
+    async def abandon(self, exchange: Exchange, grace: float) -> None:
+        """Kill a call's command and see it dead; a guest that doesn't answer to that is lost."""
+        try:
+            await exchange.abandon(grace)
+        finally:
+            if exchange.running:
+                self.lose("the guest did not end a cancelled call in time")
 
     async def reset(self, deadline: float = LATE) -> None:
         """Kill every process in the sandbox."""
@@ -268,21 +120,19 @@ class Channel:
         """End the channel: the sandbox can't be used any more."""
         if self._end is None:
             self.reason = reason
-        self._finish(SandboxLost, f"The sandbox was lost: {reason}. Open a new one.")
+            self._finish(SandboxLost, f"The sandbox was lost: {reason}. Open a new one.")
 
     def close(self) -> None:
         """End the channel: its user is done."""
         self._finish(SandboxClosed, "The sandbox is closed; use it inside its `async with` block.")
 
     def _finish(self, kind: type[SandboxError], reason: str) -> None:
-        if self._end is not None:
-            return
         self._end = (kind, reason)
         self._greeted.set()
         for done in self._resets:
             done.set()
         for exchange in self._exchanges.values():
-            exchange.wake()
+            exchange.lose(kind(reason))
         self._exchanges.clear()
 
     async def read(self) -> None:

@@ -22,7 +22,7 @@ from sandbox.plan import plan_container
 from sandbox.request import Defaults, check_request, run_request
 from sandbox.shield import Step, finish
 from sandbox.spec import ExecResult, Network, SandboxSpec
-from sandbox.wire import Feature, Hello
+from sandbox.wire import Feature, Hello, Status
 
 START_TIMEOUT = 60.0
 """Seconds from the container's start until the guest must be ready."""
@@ -298,6 +298,10 @@ async def _greet(channel: Channel, plan: ContainerPlan, defaults: Defaults, time
             hello = await channel.hello()
             _judge(hello, plan.spec)
             call = await perform(channel, check_request(defaults, timeout))
+            if call.exit is not None and call.exit.status is Status.REFUSED:
+                raise SandboxStartError(
+                    f"A container of {image!r} has no room for a process; raise limits.pids or limits.memory."
+                )
             check_transfer(call, defaults.workdir)
     except TimeoutError:
         raise SandboxStartError(

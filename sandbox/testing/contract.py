@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 
-from sandbox.channel import StreamName
 from sandbox.errors import FileTooLarge, NotAFile, SandboxClosed, SandboxStartError, UserUnknown
+from sandbox.exchange import StreamName
 from sandbox.sandbox import Sandbox
 from sandbox.spec import ExecResult
 
