@@ -22,6 +22,8 @@ from agent.tokens import SequenceData
 from agent.tools import CAUSED_BY_THE_AGENT, ToolCall, ToolRegistry, ToolResult, describe, host_failure
 from sandbox import SandboxError
 
+__all__ = ["AgentConfig", "AgentResult", "AgentStep", "AtroposAgent", "ExecuteTool", "StopReason"]
+
 logger = logging.getLogger(__name__)
 
 ExecuteTool = Callable[[ToolCall], Awaitable[ToolResult]]
@@ -50,9 +52,10 @@ class AtroposAgent:
     ) -> None:
         self.server = server
         served = getattr(execute_tool, "tools", None)
-        self.tools = tools or (served if isinstance(served, ToolRegistry) else ToolRegistry())
+        fallback = served if isinstance(served, ToolRegistry) else ToolRegistry()
+        self.tools = fallback if tools is None else tools
         self.config = config or AgentConfig()
-        self.tokenizer = tokenizer or getattr(server, "tokenizer", None)
+        self.tokenizer = getattr(server, "tokenizer", None) if tokenizer is None else tokenizer
         self.execute_tool: ExecuteTool = execute_tool or self.tools.execute
         self._sink = record
         self._secrets = secrets_of(server)
@@ -196,6 +199,8 @@ class AtroposAgent:
                 logger.warning("the trajectory can't be rebuilt from the chat template", exc_info=True)
         if result.trajectory_data is not None:
             result.total_tokens = len(result.trajectory_data.tokens)
+            if not result.trajectory_data.trainable:
+                logger.warning("this trajectory is not fit for training: %s", result.trajectory_data.reason)
         if self._sink is not None:
             try:
                 self._sink(result)
@@ -221,4 +226,9 @@ def _tracked(model: ChatModel) -> SequenceData | None:
     """The conversation as the server tracks it: the last of its nodes."""
     state = getattr(model, "get_state", None)
     nodes = state().get("nodes", []) if state is not None else []
-    return SequenceData.from_sequence_node(nodes[-1]) if nodes else None
+    if not nodes:
+        return None
+    data = SequenceData.from_sequence_node(nodes[-1])
+    if len(nodes) > 1:
+        data.trainable, data.reason = False, f"the conversation was split into {len(nodes)} sequences"
+    return data

@@ -156,6 +156,14 @@ async def test_without_a_node_the_trajectory_is_rebuilt_and_marked_as_unfit():
     assert item["overrides"] == {"set_advantage_to_zero": True}
 
 
+async def test_a_conversation_that_its_tracker_split_is_marked_as_unfit(caplog):
+    manager = Manager("done")
+    manager.get_state = lambda: {"nodes": manager.nodes * 2}  # type: ignore[method-assign]
+    result = await run(manager)
+    assert not result.trajectory_data.trainable
+    assert "split into 2 sequences" in caplog.text
+
+
 async def test_dummy_tokens_are_marked_as_unfit():
     manager = Manager("done")
     result = await run(manager)
