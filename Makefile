@@ -1,6 +1,8 @@
 # Everything a fresh machine needs is set up by the targets themselves; each can be run again at any time.
+# The engine comes first: where none can be had, that is said before minutes are spent on the rest.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 PYTHON ?= python3
 ARGS ?=
 
@@ -14,11 +16,11 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 .PHONY: selftest
-selftest: guest engine images  ## run real episodes in real containers, check by check
+selftest: engine guest images  ## run real episodes in real containers, check by check
 	$(BIN)/python -m sandbox.selftest $(ARGS)
 
 .PHONY: test
-test: lint guest engine images  ## the linters and every test; ARGS go to pytest
+test: engine lint guest images  ## the linters and every test; ARGS go to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: lint
@@ -29,7 +31,7 @@ lint: venv  ## ruff, mypy, and the C compiler's warnings as errors
 	$(BIN)/python sandbox/guest/build.py --out .setup/guest-lint
 
 .PHONY: bench
-bench: guest engine images  ## the measured table, on this machine
+bench: engine guest images  ## the measured table, on this machine
 	$(BIN)/python -m sandbox.bench $(ARGS)
 
 .PHONY: venv

@@ -21,6 +21,9 @@ HEARTBEAT = 15.0
 """Seconds after which a silent command is said to be still running."""
 
 
+_locks: list[int] = []
+
+
 class SetupError(Exception):
     """Set-up can't go on; the message is one sentence that says what to do."""
 
@@ -37,7 +40,12 @@ def run_logged(topic: str, command: Sequence[str], *, env: Mapping[str, str] | N
     started = time.monotonic()
     with log.open("w") as sink:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            pass_fds=_locks,  # if this process is killed, the command still runs, and others must wait for its end
         )
         try:
             while (status := _wait(process)) is None:
@@ -76,7 +84,7 @@ def relative(path: Path) -> str:
 
 @contextlib.contextmanager
 def alone(name: str) -> Iterator[None]:
-    """Hold a lock, so that two set-ups in one tree take turns; the kernel frees it however this process ends."""
+    """Hold a lock, so that two set-ups in one tree take turns; the kernel frees it however the holders end."""
     NOTES.mkdir(exist_ok=True)
     with (NOTES / f"{name}.lock").open("w") as lock:
         try:
@@ -84,7 +92,11 @@ def alone(name: str) -> Iterator[None]:
         except BlockingIOError:
             say(name, "another set-up is at it; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        _locks.append(lock.fileno())
+        try:
+            yield
+        finally:
+            _locks.remove(lock.fileno())
 
 
 def guest_build() -> ModuleType:

@@ -77,8 +77,9 @@ def debian(client: docker.DockerClient) -> None:
     with tempfile.TemporaryDirectory(prefix="debian-") as folder:
         tarball = str(Path(folder, "root.tar"))
         say("images", "making Debian's root with mmdebstrap (about half a minute)")
-        unneeded = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man")]
-        run_logged("mmdebstrap", ["mmdebstrap", "--variant=minbase", *unneeded, "bookworm", tarball])
+        slim = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man")]
+        slim.append("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+        run_logged("mmdebstrap", ["mmdebstrap", "--variant=minbase", *slim, "bookworm", tarball])
         say("images", f"importing {DEBIAN}")
         repository, _, tag = DEBIAN.partition(":")
         client.api.import_image_from_file(
