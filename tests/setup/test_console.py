@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -60,7 +58,6 @@ def test_an_orphaned_command_still_keeps_others_out(notes: Path):
 
 def running(pid: int) -> bool:
     try:
-        os.kill(pid, signal.SIG_DFL)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
+    except FileNotFoundError:
         return False
