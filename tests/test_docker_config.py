@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ByteSize
 
 from sandbox.docker.address import DEFAULT_SOCKET, check_address, find_addresses
-from sandbox.docker.api import negotiate, why_unavailable
+from sandbox.docker.api import negotiate
 from sandbox.docker.config import GUEST_PATH, create_config
 from sandbox.docker.death import cause_from_events, with_last_words
 from sandbox.docker.facts import container_info, engine_info, has_disk_quota, image_info, parse_time
 from sandbox.docker.launch import check_warnings
+from sandbox.docker.sentences import why_unavailable
 from sandbox.docker.stream import STDERR_KEPT, Demultiplexer, HeaderError
 from sandbox.engine import ContainerPlan, ImageInfo
 from sandbox.errors import EngineUnavailable, SandboxStartError

@@ -6,7 +6,6 @@ What comes out are plain JSON values and two exceptions: ``EngineUnavailable`` w
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import docker
 import docker.errors
 import requests
 
+from sandbox.docker.sentences import message, one_line, why_unavailable
 from sandbox.docker.transport import UnixAdapter
 from sandbox.errors import EngineUnavailable, SandboxError
 
@@ -37,8 +37,6 @@ CONNECTIONS = 64
 """Idle ones that are kept; more than the threads that use them."""
 
 FILE_BOUND = 16 * 1024 * 1024
-
-_MESSAGE_BOUND = 400
 
 
 class RefusedError(SandboxError):
@@ -113,7 +111,7 @@ class DockerApi:
                 url, params=streams, headers=headers, stream=True, timeout=REQUEST_TIMEOUT
             ) as response:
                 if response.status_code not in (101, 200):
-                    raise RefusedError(response.status_code, _message(response.text))
+                    raise RefusedError(response.status_code, message(response.text))
                 # A descriptor of our own, so that the response can be closed. Nothing of the guest can be in the
                 # response's buffer, since the container doesn't run yet.
                 return socket.socket(fileno=os.dup(response.raw.fileno()))
@@ -128,7 +126,7 @@ class DockerApi:
         with self._border():
             response = self._client.delete(url, params={"force": 1, "v": 1}, timeout=timeout)
             if response.status_code >= 300:
-                raise RefusedError(response.status_code, _message(response.text))
+                raise RefusedError(response.status_code, message(response.text))
 
     def discard(self, container: str) -> None:
         """Remove a container that never ran; that another process was faster is no error."""
@@ -196,7 +194,7 @@ class DockerApi:
         params = {"since": f"{since:.6f}", "until": f"{until:.6f}", "filters": filters}
         with self._border(), self._client.get(url, params=params, stream=True, timeout=PROBE_TIMEOUT) as response:
             if response.status_code != 200:
-                raise RefusedError(response.status_code, _message(response.text))
+                raise RefusedError(response.status_code, message(response.text))
             for line in response.iter_lines():
                 yield json.loads(line)
 
@@ -212,11 +210,11 @@ class DockerApi:
             try:
                 for line in self._client.pull(reference, stream=True, decode=True, platform=platform):
                     if "error" in line:
-                        raise RefusedError(500, _first_line(str(line["error"])))
+                        raise RefusedError(500, one_line(str(line["error"])))
             except docker.errors.APIError:
                 raise
             except docker.errors.DockerException as error:  # the user's credential helper
-                raise RefusedError(401, _first_line(str(error))) from error
+                raise RefusedError(401, one_line(str(error))) from error
 
     # volumes
 
@@ -258,7 +256,7 @@ class DockerApi:
         try:
             yield
         except docker.errors.APIError as error:
-            raise RefusedError(error.status_code or 500, _first_line(str(error.explanation or error))) from error
+            raise RefusedError(error.status_code or 500, one_line(str(error.explanation or error))) from error
         except docker.errors.NullResource as error:
             raise RefusedError(400, "an empty name") from error
         except (docker.errors.DockerException, requests.exceptions.RequestException, OSError, ValueError) as error:
@@ -276,54 +274,6 @@ def negotiate(version: Mapping[str, Any]) -> str:
 def _version(text: object) -> tuple[int, ...]:
     parts = str(text or "").split(".")
     return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
-
-
-def why_unavailable(address: str, error: BaseException) -> str:
-    """One sentence from whatever the layers below wrapped around the operating system's own error."""
-    for cause in _causes(error):
-        if isinstance(cause, PermissionError):
-            return (
-                f"Permission denied on {address}; add the user to the docker group (sudo usermod -aG docker USER, "
-                "then log in again) or use a rootless engine."
-            )
-        if isinstance(cause, FileNotFoundError):
-            return f"No container engine answers at {address}: there is no such socket; start one or set DOCKER_HOST."
-        if isinstance(cause, ConnectionRefusedError):
-            return f"No container engine answers at {address}: nobody listens there; start one or set DOCKER_HOST."
-        if isinstance(cause, socket.gaierror):
-            return f"No container engine answers at {address}: there is no host of that name; check the address."
-        if isinstance(cause, requests.exceptions.Timeout | TimeoutError):
-            return f"The container engine at {address} does not answer in time; see its log, or restart it."
-        if isinstance(cause, ConnectionError) or getattr(cause, "errno", None) == errno.EPIPE:
-            return f"The container engine at {address} closed the connection; see its log, or restart it."
-    if isinstance(error, ValueError) and not isinstance(error, docker.errors.DockerException):
-        return f"What answers at {address} is no container engine, since its answer is no JSON; check the address."
-    return f"The container engine at {address} can't be used ({_first_line(str(error))}); check the address."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that it wraps, whether as its cause, its context or one of its arguments; inmost first."""
-    seen: list[BaseException] = []
-    todo = [error]
-    while todo:
-        current = todo.pop()
-        if isinstance(current, BaseException) and current not in seen:
-            seen.append(current)
-            todo += [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-    return reversed(seen)
-
-
-def _message(body: str) -> str:
-    try:
-        return _first_line(str(json.loads(body)["message"]))
-    except (ValueError, KeyError, TypeError):
-        return _first_line(body)
-
-
-def _first_line(text: str) -> str:
-    """Engine messages may hold many lines; ours are one sentence."""
-    line = " ".join(text.split()).rstrip(".")
-    return line if len(line) <= _MESSAGE_BOUND else line[: _MESSAGE_BOUND - 3] + "..."
 
 
 def _single_file(archive: io.BytesIO) -> bytes | None:
