@@ -23,6 +23,11 @@ selftest: engine guest images  ## run real episodes in real containers, check by
 test: engine lint guest images  ## the linters and every test; ARGS go to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-model
+test-model: guest  ## the tests with a real small model on the CPU; installs torch the first time
+	@$(BIN)/python -m scripts.setup_model
+	$(BIN)/python -m pytest -m model $(ARGS)
+
 .PHONY: lint
 lint: venv  ## ruff, mypy, and the C compiler's warnings as errors
 	$(BIN)/ruff check
