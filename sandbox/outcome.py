@@ -8,7 +8,7 @@ import os
 from sandbox.connection import Call, Kept
 from sandbox.errors import FileTooLarge, NotAFile, SandboxError, UserUnknown
 from sandbox.spec import ExecResult, Output, Status, Usage
-from sandbox.wire import CallFlag, Exit, ExitFlag, Stage
+from sandbox.wire import CallFlag, Exit, ExitFlag, Kind, Stage
 from sandbox.wire import Status as Ending
 
 TIMED_OUT = 124
@@ -131,7 +131,7 @@ def _failure(call: Call, report: Exit, path: str) -> SandboxError | OSError:
 
 
 def _file_error(call: Call, number: int, path: str) -> SandboxError | OSError:
-    if number == errno.EFBIG:
+    if number == errno.EFBIG and call.request.kind is not Kind.PUT:
         return FileTooLarge(f"{path!r} holds more than {call.request.max_bytes} bytes; raise max_bytes to have it.")
     if number == errno.EINVAL:
         return NotAFile(f"{path!r} is a device, a FIFO or a socket, and no file.")

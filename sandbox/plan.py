@@ -11,7 +11,7 @@ from uuid import uuid4
 from sandbox.engine import ContainerPlan, EngineInfo, ImageInfo
 from sandbox.errors import ImageUnavailable, SandboxStartError
 from sandbox.owner import Owner
-from sandbox.spec import LABEL_PREFIX, MIN_MEMORY, SandboxSpec
+from sandbox.spec import LABEL_PREFIX, MIB, MIN_MEMORY, SandboxSpec
 
 NAME_PREFIX = "shell-agent-sandbox-"
 ROLE = f"{LABEL_PREFIX}role"
@@ -23,6 +23,13 @@ LABEL_VERSION = "1"
 
 GUEST_DIR = "/.shell-agent-sandbox"
 """Where the guest's volume is mounted: a path that no image has."""
+
+FILES_IN_MEMORY = 64 * MIB
+"""The size of /dev/shm, and of /tmp on a read-only root, where the spec names none and there is memory enough."""
+
+ROOM = 8 * MIB
+"""The memory that files may not take: no process holds theirs, so once it fills the limit the kernel's only choice is
+the guest."""
 
 _CAPABILITY_ORDER = """
 CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
@@ -70,6 +77,16 @@ def plan_container(spec: SandboxSpec, image: ImageInfo, info: EngineInfo) -> Con
         IMAGE: spec.image,
     }
     return ContainerPlan(name=name, spec=spec, image=image, labels=labels, guest_args=guest_arguments(spec))
+
+
+def files_in_memory(spec: SandboxSpec) -> dict[str, int]:
+    """The file systems in memory and their sizes: /dev/shm, the spec's own, and /tmp on a read-only root."""
+    default = min(FILES_IN_MEMORY, int(spec.limits.memory) // 4)
+    sizes = {"/dev/shm": default if spec.shm_size is None else int(spec.shm_size)}
+    sizes |= {path: int(size) for path, size in spec.tmpfs.items()}
+    if spec.read_only:
+        sizes.setdefault("/tmp", default)
+    return sizes
 
 
 def guest_arguments(spec: SandboxSpec) -> tuple[str, ...]:
@@ -134,6 +151,11 @@ def _check_limits(spec: SandboxSpec, info: EngineInfo) -> None:
         )
     if limits.memory < MIN_MEMORY:
         raise SandboxStartError(f"memory is {int(limits.memory)} bytes; the least with room for a shell is 16MiB.")
+    if info.memory and limits.memory > info.memory:
+        raise SandboxStartError(
+            f"memory is {int(limits.memory)} bytes and this engine's host has {info.memory}; choose less."
+        )
+    _check_files_in_memory(spec)
     if limits.cpus < 0.01 or (info.cpus and limits.cpus > info.cpus):
         raise SandboxStartError(
             f"cpus is {limits.cpus:g} and this engine gives 0.01 to {info.cpus}; choose a value within."
@@ -142,6 +164,16 @@ def _check_limits(spec: SandboxSpec, info: EngineInfo) -> None:
         raise SandboxStartError(
             f"A disk limit can't be enforced with the storage driver {info.storage_driver!r} of this engine; leave "
             "limits.disk out (disk_reserve still guards the host) or use overlay2 on xfs with pquota, btrfs or zfs."
+        )
+
+
+def _check_files_in_memory(spec: SandboxSpec) -> None:
+    sizes = files_in_memory(spec)
+    most = int(spec.limits.memory) - ROOM
+    if sum(sizes.values()) > most:
+        raise SandboxStartError(
+            f"The file systems in memory ({', '.join(sizes)}) have {sum(sizes.values())} bytes, and files that filled "
+            f"them would leave commands no memory; make them smaller or raise limits.memory (the most is {most})."
         )
 
 

@@ -43,11 +43,13 @@ class Defaults:
         """HOME, USER and LOGNAME follow each call's own user, so the image's are left out."""
         inherited = {name: value for name, value in image.env.items() if name not in _GUEST_SETS}
         env = {"PATH": DEFAULT_PATH, **inherited, **spec.env}
+        encoded_env = _encode_env(env)
+        _check_kernel_bounds((), encoded_env)
         return cls(
             user=spec.user or image.user or "0:0",
             workdir=spec.workdir or image.workdir or "/",
             env=env,
-            encoded_env=_encode_env(env),
+            encoded_env=encoded_env,
             output_limit=int(spec.limits.output),
             grace=spec.grace,
         )

@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -23,6 +33,12 @@ MIN_MEMORY = 16 * MIB
 
 MIN_PIDS = 8
 """PID 1, one supervisor, one shell, and room for what the shell starts."""
+
+MAX_PIDS = 4194304
+"""Linux has no more process ids than that."""
+
+MAX_SECONDS = 30 * 24 * 3600.0
+"""Of a lease and a lifetime: what is longer is a mistake, and the guest counts milliseconds."""
 
 MAX_OUTPUT = 64 * MIB
 """The largest ``output_limit``: bytes kept of each stream, held in the sandbox until its call ends."""
@@ -46,18 +62,48 @@ DOCKER_CAPABILITIES = frozenset(
 """Docker's default set without NET_RAW and MKNOD."""
 
 FORBIDDEN_CAPABILITIES = frozenset(
-    {"ALL", "SYS_PTRACE", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "BPF", "PERFMON", "CHECKPOINT_RESTORE"}
+    {
+        "ALL",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+        "DAC_READ_SEARCH",  # opens any file of the host by its handle (open_by_handle_at)
+        "MAC_ADMIN",
+        "MAC_OVERRIDE",
+        "PERFMON",
+        "SYSLOG",  # the host's kernel log
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_MODULE",
+        "SYS_PTRACE",
+        "SYS_RAWIO",
+        "SYS_RESOURCE",  # sets PID 1's limits, and evades the OOM killer, which then takes PID 1
+        "SYS_TIME",  # the host's clock
+    }
 )
-"""Each of them reaches the guest's memory or the host, so a command could forge its own result."""
+"""Each of them reaches the guest or the host, so a command could forge its own result."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CAPABILITY = re.compile(r"[A-Z_]+")
 
-Bytes = Annotated[ByteSize, Field(gt=0)]
+
+def _read_size(value: object, read: ValidatorFunctionWrapHandler) -> ByteSize:
+    """Pydantic's own words name neither what is wrong with a size nor how to write one."""
+    hint = "write a number of bytes, or text such as '512MiB'"
+    if isinstance(value, int | float) and value < 0:
+        raise ValueError(f"{value} is negative; {hint}")
+    try:
+        return ByteSize(read(value))
+    except ValidationError:
+        raise ValueError(f"{value!r} is no size; {hint}") from None
+
+
+Size = Annotated[ByteSize, WrapValidator(_read_size)]
+Bytes = Annotated[Size, Field(gt=0)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Without the input: an error may be logged, and an environment may hold secrets.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 class Network(StrEnum):
@@ -74,14 +120,14 @@ class Network(StrEnum):
 class Limits(_Frozen):
     """What a sandbox may use. Sizes are bytes, or text such as ``"512MiB"`` (1024) and ``"1GB"`` (1000)."""
 
-    cpus: float = Field(default=1.0, gt=0, description="CPU cores' worth of time")
+    cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="CPU cores' worth of time")
     memory: Bytes = Field(default=ByteSize(512 * MIB), description="of all processes and tmpfs together; no swap")
-    pids: int = Field(default=256, description="processes and threads, the guest's own included")
+    pids: int = Field(default=256, le=MAX_PIDS, description="processes and threads, the guest's own included")
     disk: Bytes | None = Field(default=None, description="of the root file system; needs an engine with quotas")
     open_files: int = Field(default=4096, ge=16, le=1048576, description="file descriptors of one process")
     file_size: Bytes | None = Field(default=None, description="the largest file that a command may write")
     cpu_time: int | None = Field(default=None, gt=0, description="CPU seconds of one process")
-    output: ByteSize = Field(default=ByteSize(256 * KIB), description="bytes kept of each stream of a call")
+    output: Size = Field(default=ByteSize(256 * KIB), description="bytes kept of each stream of a call")
 
     @field_validator("memory")
     @classmethod
@@ -134,15 +180,19 @@ class SandboxSpec(_Frozen):
     network: Network = Network.NONE
     runtime: str | None = Field(default=None, description="an OCI runtime that the engine knows, such as runsc")
     read_only: bool = Field(default=False, description="a read-only root; /tmp is then a tmpfs")
-    tmpfs: Mapping[str, ByteSize] = Field(default_factory=dict, description="path to size; counts as memory")
+    tmpfs: Mapping[str, Size] = Field(default_factory=dict, description="path to size; counts as memory")
     mounts: tuple[Mount, ...] = ()
-    shm_size: Bytes = Field(default=ByteSize(64 * MIB), description="of /dev/shm")
+    shm_size: Bytes | None = Field(default=None, description="of /dev/shm; None: 64MiB, or a quarter of less memory")
     capabilities: Literal["minimal", "docker"] | frozenset[str] = "minimal"
     labels: Mapping[str, str] = Field(default_factory=dict, description="put on the container")
-    lifetime: float | None = Field(default=None, gt=0, description="seconds until it is gone whatever its owner does")
-    lease: float = Field(default=120.0, ge=1, description="seconds without a word from the controller until it exits")
+    lifetime: float | None = Field(
+        default=None, gt=0, le=MAX_SECONDS, description="seconds until it is gone whatever its owner does"
+    )
+    lease: float = Field(
+        default=120.0, ge=1, le=MAX_SECONDS, description="seconds without a word from the controller until it exits"
+    )
     grace: float = Field(default=0.5, ge=0, le=60, description="seconds between SIGTERM and SIGKILL at a timeout")
-    disk_reserve: ByteSize = Field(
+    disk_reserve: Size = Field(
         default=ByteSize(256 * MIB), description="free bytes of / below which calls are refused; 0: no guard"
     )
 

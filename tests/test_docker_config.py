@@ -89,7 +89,8 @@ class TestConfig:
 
     def test_the_tmp_of_a_small_read_only_sandbox_leaves_memory_for_processes(self):
         made = config(read_only=True, limits=Limits(memory=ByteSize(16 * MIB)))
-        assert made["HostConfig"]["Tmpfs"]["/tmp"].endswith(f"size={8 * MIB}")
+        assert made["HostConfig"]["Tmpfs"]["/tmp"].endswith(f"size={4 * MIB}")
+        assert made["HostConfig"]["ShmSize"] == 4 * MIB
 
     def test_the_users_own_tmp_is_kept(self):
         made = config(read_only=True, tmpfs={"/tmp": ByteSize(4096)})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox.engine import ContainerPlan
-from sandbox.plan import GUEST_DIR, shared_labels
-from sandbox.spec import MIB, Network, SandboxSpec
+from sandbox.plan import GUEST_DIR, files_in_memory, shared_labels
+from sandbox.spec import Network, SandboxSpec
 
 GUEST_PATH = f"{GUEST_DIR}/guest"
 
@@ -15,8 +15,6 @@ GUEST_CAPABILITIES = frozenset({"SETUID", "SETGID", "KILL"})
 
 GUEST_OPEN_FILES = 4096
 """The least for PID 1, which holds the descriptors of every call; a call's own bound is an argument of the guest."""
-
-READ_ONLY_TMP = 64 * MIB
 
 
 def create_config(plan: ContainerPlan, guest_volume: str, network: str | None) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def _host_config(plan: ContainerPlan, guest_volume: str, network: str | None) ->
         "MemorySwap": int(limits.memory),  # the sum of both: no swap
         "NanoCpus": round(limits.cpus * 1e9),
         "Ulimits": [_ulimit("nofile", max(limits.open_files, GUEST_OPEN_FILES)), _ulimit("core", 0)],
-        "ShmSize": int(spec.shm_size),
+        "ShmSize": files_in_memory(spec)["/dev/shm"],
         "ReadonlyRootfs": spec.read_only,
         "Tmpfs": _tmpfs(spec),
         "Mounts": [guest_mount(guest_volume), *(_volume(mount.volume, mount.target) for mount in spec.mounts)],
@@ -87,10 +85,8 @@ def _host_config(plan: ContainerPlan, guest_volume: str, network: str | None) ->
 
 
 def _tmpfs(spec: SandboxSpec) -> dict[str, str]:
-    sizes = {path: int(size) for path, size in spec.tmpfs.items()}
-    if spec.read_only:
-        # It counts as memory: on a small sandbox it must leave some.
-        sizes.setdefault("/tmp", min(READ_ONLY_TMP, int(spec.limits.memory) // 2))
+    sizes = files_in_memory(spec)
+    del sizes["/dev/shm"]
     return {path: f"rw,exec,nosuid,nodev,mode=1777,size={size}" for path, size in sizes.items()}
 
 

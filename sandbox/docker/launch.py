@@ -165,6 +165,7 @@ _HINTS: tuple[tuple[str, Callable[[ContainerPlan], str]], ...] = (
         r"exec format error",
         lambda plan: f"the guest does not run on this engine: check that the image is for {plan.image.architecture}",
     ),
+    (r"rlimit", lambda plan: "lower limits.open_files, or raise the engine's own limit (LimitNOFILE)"),
     (r"memory|oom|cannot allocate", lambda plan: f"raise limits.memory above {int(plan.spec.limits.memory)} bytes"),
     (r"pids|resource temporarily unavailable", lambda plan: f"raise limits.pids above {plan.spec.limits.pids}"),
     (r"no space left", lambda plan: "free disk space on the engine's host (docker system df)"),
