@@ -72,7 +72,9 @@ def _encode_directory(path: Path, name: bytes, info: os.stat_result) -> Iterator
 
 
 def _encode_file(path: Path, name: bytes) -> Iterator[bytes | memoryview]:
-    with path.open("rb") as file:
+    # A FIFO that took the file's place meanwhile must not hold the thread for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"{str(path)!r} is neither a file nor a directory; only those can be uploaded")

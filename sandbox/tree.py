@@ -64,7 +64,7 @@ def encode_entry(entry: Entry) -> bytes:
     """A directory or a link whole; a file's beginning."""
     head = ENTRY.pack(entry.type, 0, entry.mode, len(entry.path), max(0, entry.mtime)) + entry.path
     if entry.type is EntryType.LINK:
-        return head + CHUNK.pack(len(entry.target)) + entry.target + _END_OF_FILE
+        return head + b"".join(encode_data((entry.target,)))
     return head
 
 
