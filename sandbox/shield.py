@@ -82,22 +82,30 @@ def _in_asyncio_task() -> bool:
         return False
 
 
+async def _within(scope: anyio.CancelScope, step: Step) -> None:
+    with scope:
+        await step()
+
+
 @asynccontextmanager
 async def beside(*steps: Step) -> AsyncIterator[TaskGroup]:
-    """Run tasks beside the block and cancel them at its end. They must not raise.
+    """Run tasks beside the block and cancel them at its end, not before: its cleanup may need them.
 
-    The block's own exception comes out as it is, where a task group would wrap it in a group.
+    They must not raise. The block's own exception comes out as it is, where a task group would wrap it in a group.
     """
     failure: BaseException | None = None
+    scopes = [anyio.CancelScope(shield=True) for _ in steps]
     try:
         async with anyio.create_task_group() as tasks:
-            for step in steps:
-                tasks.start_soon(step)
+            for step, scope in zip(steps, scopes, strict=True):
+                tasks.start_soon(_within, scope, step)
             try:
                 yield tasks
             except BaseException as error:  # noqa: BLE001  raised again below, outside of the group
                 failure = error
             tasks.cancel_scope.cancel()
+            for scope in scopes:
+                scope.cancel()
         if failure is not None:
             raise failure
     finally:

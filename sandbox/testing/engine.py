@@ -50,7 +50,7 @@ class FakeContainer:
         self.state = "created"
         self.gone = anyio.Event()
         self.created = time.time()
-        self._scope = anyio.CancelScope()
+        self._scope = anyio.CancelScope(shield=True)
         self._cause = ""
         self._guest: FakeGuest | None = None
 
@@ -58,6 +58,11 @@ class FakeContainer:
     def files(self) -> FileSystem:
         """Its file system."""
         return self.machine.files
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls its guest works on."""
+        return 0 if self._guest is None else self._guest.open_calls
 
     def die(self, cause: str = "it was killed from outside (SIGKILL)") -> None:
         """End at once, as after ``docker kill``."""
@@ -127,6 +132,8 @@ class FakeEngine(AsyncContextManagerMixin):
                 yield self
             finally:
                 self._tasks = None
+                for container in self.containers_by_name.values():
+                    container.die("it ended with its engine")
 
     @property
     def info(self) -> EngineInfo:

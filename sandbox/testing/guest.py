@@ -78,6 +78,11 @@ class FakeGuest:
         self._posted = anyio.Event()
         self._stalled: anyio.Event | None = None
 
+    @property
+    def open_calls(self) -> int:
+        """How many calls have not ended."""
+        return len(self._calls)
+
     def send(self, data: bytes) -> None:
         """Leave bytes for the writer; also for tests that send garbage."""
         self._outbox.append(data)
