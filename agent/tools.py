@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.parse import ParsedCall, parse_message
-from sandbox import FileTooLarge, NotAFile, SandboxError, UserUnknown
+from sandbox import FileTooLarge, NotAFile, SandboxError, SandboxExhausted, UserUnknown
 
 logger = logging.getLogger(__name__)
 
-CAUSED_BY_THE_AGENT = (UserUnknown, FileTooLarge, NotAFile)
+CAUSED_BY_THE_AGENT = (UserUnknown, FileTooLarge, NotAFile, SandboxExhausted)
 """The sandbox errors that a tool's arguments can bring about: the model is told, the episode goes on."""
 
 _TAG_LIKE = re.compile(r"<(?=\s*/?\s*(?:tools?\b|tool_|think|(?:bos|eos|pad|unk|s)>|(?:start|end)_of)|[|｜])", re.I)  # noqa: RUF001

@@ -25,7 +25,8 @@ from sandbox.connection import (
     OutputReceived,
     ResetDone,
 )
-from sandbox.errors import SandboxClosed, SandboxError, SandboxLost
+from sandbox.engine import Death
+from sandbox.errors import SandboxClosed, SandboxError, SandboxExhausted, SandboxLost
 from sandbox.exchange import LATE, Exchange
 from sandbox.shield import beside
 from sandbox.wire import Hello, ProtocolError, Request
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Channel:
     """The stream of one sandbox, shared by its calls."""
 
-    def __init__(self, stream: ByteStream, *, lease: float, explain: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, stream: ByteStream, *, lease: float, explain: Callable[[], Awaitable[Death]]) -> None:
         self.connection = Connection()
         self._stream = stream
         self._tick = min(lease / 8, _TICK)
@@ -116,11 +117,11 @@ class Channel:
         if self._posted is not None:
             self._posted.set()
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, kind: type[SandboxLost] = SandboxLost) -> None:
         """End the channel: the sandbox can't be used any more."""
         if self._end is None:
             self.reason = reason
-            self._finish(SandboxLost, f"The sandbox was lost: {reason}. Open a new one.")
+            self._finish(kind, f"The sandbox was lost: {reason}. Open a new one.")
 
     def close(self) -> None:
         """End the channel: its user is done."""
@@ -138,8 +139,9 @@ class Channel:
     async def read(self) -> None:
         """Take what comes until the stream ends, one way or another."""
         reason = await self._read_to_end()
-        cause = await self._cause()
-        self.lose("; ".join(part for part in (reason, self._last_words, cause) if part))
+        death = await self._death()
+        kind = SandboxExhausted if death.exhausted else SandboxLost
+        self.lose("; ".join(part for part in (reason, self._last_words, death.cause) if part), kind)
 
     async def _read_to_end(self) -> str:
         try:
@@ -157,13 +159,13 @@ class Channel:
             _log.exception("reading from a sandbox failed")
             return f"reading from it failed ({error!r})"
 
-    async def _cause(self) -> str:
+    async def _death(self) -> Death:
         with anyio.move_on_after(_EXPLAIN):
             try:
                 return await self._explain()
             except Exception as error:  # noqa: BLE001  the engine may be what died; its answer is only an addition
-                return f"the engine could not say why ({error})"
-        return "the engine did not say why in time"
+                return Death(f"the engine could not say why ({error})")
+        return Death("the engine did not say why in time")
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -226,7 +228,7 @@ def _said(error: Exception) -> str:
 
 @asynccontextmanager
 async def open_channel(
-    stream: ByteStream, *, lease: float, explain: Callable[[], Awaitable[str]]
+    stream: ByteStream, *, lease: float, explain: Callable[[], Awaitable[Death]]
 ) -> AsyncIterator[Channel]:
     """Run a channel's tasks around the block."""
     channel = Channel(stream, lease=lease, explain=explain)

@@ -70,6 +70,16 @@ class ContainerPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """Why a container ended, as well as the engine knows."""
+
+    cause: str = ""
+    """One clause; empty if nothing is known."""
+    exhausted: bool = False
+    """What ran in it used up its memory limit, and the kernel took the guest too."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerInfo:
     """A container of ours as the engine lists it."""
 
@@ -122,8 +132,8 @@ class Engine(Protocol):
         It also survives a native ``Task.cancel()``: it finishes (within ``deadline`` seconds) and then re-raises.
         """
 
-    async def cause_of_death(self, container_id: str) -> str:
-        """One clause that says why the container ended, as well as the engine still knows; ``""`` if it doesn't."""
+    async def cause_of_death(self, container_id: str) -> Death:
+        """Why the container ended. It may have ended just now; one that still runs has no cause."""
 
     async def containers(self) -> list[ContainerInfo]:
         """All containers with our label, of whatever owner and state."""

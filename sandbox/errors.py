@@ -35,6 +35,13 @@ class SandboxLost(SandboxError):
     """The sandbox died, or the link to it did, while it was in use. What ran may have run in part."""
 
 
+class SandboxExhausted(SandboxLost):
+    """What ran in the sandbox used up its memory, and the kernel ended it whole: the commands' doing, not the host's.
+
+    ``Sandbox.run`` tells it as data (``out_of_memory``), so that an agent can't cancel a failing episode this way.
+    """
+
+
 class SandboxClosed(SandboxError):
     """The sandbox was used after its ``async with`` block had ended: a mistake in the calling program."""
 

@@ -6,7 +6,7 @@ import errno
 import os
 
 from sandbox.connection import Call, Kept
-from sandbox.errors import FileTooLarge, NotAFile, SandboxError, UserUnknown
+from sandbox.errors import FileTooLarge, NotAFile, SandboxError, SandboxExhausted, UserUnknown
 from sandbox.spec import ExecResult, Output, Status, Usage
 from sandbox.wire import CallFlag, Exit, ExitFlag, Kind, Stage
 from sandbox.wire import Status as Ending
@@ -57,6 +57,11 @@ def run_result(call: Call) -> ExecResult:
         survivors=report.survivors,
         usage=Usage(report.wall_us / 1e6, report.user_us / 1e6, report.sys_us / 1e6, report.maxrss_kib * 1024),
     )
+
+
+def exhausted_result(error: SandboxExhausted) -> ExecResult:
+    """For a command in a sandbox whose memory the commands have used up: during it, or before."""
+    return ExecResult(status="out_of_memory", exit_code=KILLED, signal=9, reason=str(error))
 
 
 def check_transfer(call: Call, path: str) -> Exit:

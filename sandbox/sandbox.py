@@ -15,9 +15,9 @@ from sandbox import files
 from sandbox.calls import Running, Source, Watcher, perform, streaming
 from sandbox.channel import Channel, open_channel
 from sandbox.engine import Attachment, ContainerPlan, Engine, EngineInfo, ImageInfo
-from sandbox.errors import EngineUnavailable, SandboxError, SandboxLost, SandboxStartError
+from sandbox.errors import EngineUnavailable, SandboxError, SandboxExhausted, SandboxLost, SandboxStartError
 from sandbox.localtree import Download
-from sandbox.outcome import check_transfer, run_result
+from sandbox.outcome import check_transfer, exhausted_result, run_result
 from sandbox.plan import plan_container
 from sandbox.request import Defaults, check_request, run_request
 from sandbox.shield import Step, finish
@@ -148,7 +148,10 @@ class Sandbox:
             has_stdin=stdin is not None,
             watched=on_output is not None,
         )
-        return run_result(await perform(self._channel, request, source=_source(stdin), watcher=on_output))
+        try:
+            return run_result(await perform(self._channel, request, source=_source(stdin), watcher=on_output))
+        except SandboxExhausted as error:
+            return exhausted_result(error)
 
     def stream(
         self,

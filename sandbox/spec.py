@@ -345,7 +345,7 @@ class ExecResult:
     background: bool = False
     """Children of this call still run."""
     reason: str = ""
-    """For ``refused`` and ``killed``: one sentence."""
+    """For ``refused`` and ``killed``, and where the sandbox itself was ended by ``out_of_memory``: one sentence."""
     oom_known: bool = True
     """False where the runtime has no OOM counter, so ``out_of_memory`` can't be told from a SIGKILL."""
     collateral: bool = False

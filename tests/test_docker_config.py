@@ -14,12 +14,12 @@ from pydantic import ByteSize
 from sandbox.docker.address import DEFAULT_SOCKET, check_address, find_addresses
 from sandbox.docker.api import negotiate
 from sandbox.docker.config import GUEST_PATH, create_config
-from sandbox.docker.death import cause_from_events, with_last_words
+from sandbox.docker.death import death_from_events, with_last_words
 from sandbox.docker.facts import container_info, engine_info, has_disk_quota, image_info, parse_time
 from sandbox.docker.launch import check_warnings
 from sandbox.docker.sentences import why_unavailable
 from sandbox.docker.stream import STDERR_KEPT, Demultiplexer, HeaderError
-from sandbox.engine import ContainerPlan, ImageInfo
+from sandbox.engine import ContainerPlan, Death, ImageInfo
 from sandbox.errors import EngineUnavailable, SandboxStartError
 from sandbox.spec import MIB, Limits, Mount, Network, SandboxSpec
 
@@ -194,6 +194,11 @@ class TestFacts:
         assert negotiate({"ApiVersion": newest, "MinAPIVersion": oldest}) == spoken
 
 
+def _cause(events):
+    death = death_from_events(events)
+    return "" if death is None else death.cause
+
+
 class TestDeath:
     @staticmethod
     def event(action, **attributes):
@@ -203,31 +208,37 @@ class TestDeath:
         "code, says", [("0", "link"), ("70", "protocol"), ("72", "lease"), ("73", "lifetime"), ("74", "SIGTERM")]
     )
     def test_the_guests_own_reasons(self, code, says):
-        assert says in (cause_from_events([self.event("start"), self.event("die", exitCode=code)]) or "")
+        assert says in _cause([self.event("start"), self.event("die", exitCode=code)])
 
     def test_a_kill_through_the_engine(self):
         events = [self.event("kill", signal="9"), self.event("die", exitCode="137")]
-        assert cause_from_events(events) == "it was killed from outside (SIGKILL)"
+        assert _cause(events) == "it was killed from outside (SIGKILL)"
 
-    def test_memory(self):
-        assert "memory" in (cause_from_events([self.event("oom"), self.event("die", exitCode="137")]) or "")
+    def test_memory_that_its_commands_used_up(self):
+        death = death_from_events([self.event("oom"), self.event("die", exitCode="137")])
+        assert death is not None and death.exhausted and "memory" in death.cause
+
+    def test_a_kill_from_outside_is_nobodys_exhaustion_although_memory_ran_out_before(self):
+        events = [self.event("oom"), self.event("kill", signal="9"), self.event("die", exitCode="137")]
+        death = death_from_events(events)
+        assert death is not None and not death.exhausted and "outside" in death.cause
 
     def test_an_oom_that_did_not_kill_the_guest_is_not_blamed(self):
-        assert "lease" in (cause_from_events([self.event("oom"), self.event("die", exitCode="72")]) or "")
+        assert "lease" in _cause([self.event("oom"), self.event("die", exitCode="72")])
 
     def test_a_kill_behind_the_engines_back(self):
-        assert "not through the engine" in (cause_from_events([self.event("die", exitCode="137")]) or "")
+        assert "not through the engine" in _cause([self.event("die", exitCode="137")])
 
     def test_no_death_yet(self):
-        assert cause_from_events([self.event("start"), self.event("kill", signal="15")]) is None
+        assert death_from_events([self.event("start"), self.event("kill", signal="15")]) is None
 
     def test_what_the_runtime_said_is_passed_on_in_one_line(self):
-        assert with_last_words("it died", b"exec x:\n bad format.\n") == "it died (exec x: bad format)"
-        assert with_last_words("", b"\xff" * 1000).startswith("it ended (")
-        assert with_last_words("it died", b" ") == "it died"
+        assert with_last_words(Death("it died"), b"exec x:\n bad format.\n").cause == "it died (exec x: bad format)"
+        assert with_last_words(Death(), b"\xff" * 1000).cause.startswith("it ended (")
+        assert with_last_words(Death("it died"), b" ") == Death("it died")
 
     def test_an_engine_that_does_not_say(self):
-        assert cause_from_events([{"status": "die"}]) == "it ended, and the engine does not say how"
+        assert _cause([{"status": "die"}]) == "it ended, and the engine does not say how"
 
 
 class TestAddress:

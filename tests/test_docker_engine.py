@@ -131,7 +131,7 @@ class TestLaunch:
         attachment = await engine.launch(plan)
         await attachment.stream.aclose()
         await assert_gone(sdk, plan.name)
-        assert await engine.cause_of_death(attachment.container_id) == "the link to its controller was closed"
+        assert (await engine.cause_of_death(attachment.container_id)).cause == "the link to its controller was closed"
 
     async def test_many_at_once_use_few_threads_and_leak_no_descriptor(self, engine, sdk):
         async def one():
@@ -393,7 +393,7 @@ class TestDeath:
         sdk.kill(attachment.container_id)
         with pytest.raises(anyio.EndOfStream):
             await read_to_the_end(attachment.stream)
-        assert await engine.cause_of_death(attachment.container_id) == "it was killed from outside (SIGKILL)"
+        assert (await engine.cause_of_death(attachment.container_id)).cause == "it was killed from outside (SIGKILL)"
         await attachment.stream.aclose()
 
     @pytest.mark.parametrize("limit", ["lease", "lifetime"])
@@ -402,11 +402,11 @@ class TestDeath:
         attachment = await engine.launch(plan)
         with pytest.raises(anyio.EndOfStream):
             await read_to_the_end(attachment.stream)
-        assert limit in await engine.cause_of_death(attachment.container_id)
+        assert limit in (await engine.cause_of_death(attachment.container_id)).cause
         await attachment.stream.aclose()
 
     async def test_a_container_that_never_was(self, engine):
-        assert await engine.cause_of_death("f" * 64) == ""
+        assert (await engine.cause_of_death("f" * 64)).cause == ""
 
 
 class TestGuestVolume:

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sandbox.engine import Death
+
 _GUEST_EXITS = {
     0: "the link to its controller was closed",
     70: "a frame broke the protocol",
@@ -22,8 +24,8 @@ _GUEST_EXITS = {
 _WORDS_BOUND = 300
 
 
-def cause_from_events(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """The clause for a container's events, oldest first; None while none of them is its death."""
+def death_from_events(events: Iterable[Mapping[str, Any]]) -> Death | None:
+    """The end that a container's events tell, oldest first; None while none of them is its death."""
     killed_by: int | None = None
     out_of_memory = False
     for event in events:
@@ -34,18 +36,26 @@ def cause_from_events(events: Iterable[Mapping[str, Any]]) -> str | None:
             case "oom":
                 out_of_memory = True
             case "die":
-                return cause_from_exit(_number(attributes.get("exitCode")), killed_by, out_of_memory)
+                return death_from_exit(_number(attributes.get("exitCode")), killed_by, out_of_memory)
     return None
 
 
-def cause_from_exit(code: int | None, killed_by: int | None = None, out_of_memory: bool = False) -> str:
-    """The clause for an exit status and what preceded it."""
+def death_from_exit(code: int | None, killed_by: int | None = None, out_of_memory: bool = False) -> Death:
+    """The end that an exit status and what preceded it tell.
+
+    ``out_of_memory`` is the engine's word that the container's own limit was hit; the host's memory running out is
+    another thing and leaves no such word.
+    """
+    if code == 128 + signal.SIGKILL and out_of_memory and killed_by is None:
+        return Death("its commands used up its memory, and the kernel killed its guest too", exhausted=True)
+    return Death(_cause(code, killed_by))
+
+
+def _cause(code: int | None, killed_by: int | None) -> str:
     if code is None:
         return "it ended, and the engine does not say how"
     if code > 128 and killed_by == code - 128:
         return f"it was killed from outside ({_signal_name(killed_by)})"
-    if code == 128 + signal.SIGKILL and out_of_memory:
-        return "the kernel killed its guest, since its memory ran out"
     if code in _GUEST_EXITS:
         return _GUEST_EXITS[code]
     if code > 128:
@@ -53,12 +63,12 @@ def cause_from_exit(code: int | None, killed_by: int | None = None, out_of_memor
     return f"its guest exited with status {code}"
 
 
-def with_last_words(cause: str, stderr: bytes) -> str:
-    """The clause, and what was said on the guest's stderr: mostly the runtime, about a guest that it could not run."""
+def with_last_words(death: Death, stderr: bytes) -> Death:
+    """The same, and what was said on the guest's stderr: mostly the runtime, about a guest that it could not run."""
     words = " ".join(stderr.decode("utf-8", "replace").split())[:_WORDS_BOUND]
     if not words:
-        return cause
-    return f"{cause or 'it ended'} ({words.rstrip('.')})"
+        return death
+    return Death(f"{death.cause or 'it ended'} ({words.rstrip('.')})", exhausted=death.exhausted)
 
 
 def _number(text: object) -> int | None:

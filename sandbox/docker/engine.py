@@ -28,7 +28,7 @@ from sandbox.docker.death import with_last_words
 from sandbox.docker.launch import Launch
 from sandbox.docker.stream import GuestStream, OpenSockets
 from sandbox.docker.threads import Workers
-from sandbox.engine import Attachment, ContainerInfo, ContainerPlan, EngineInfo, ImageInfo
+from sandbox.engine import Attachment, ContainerInfo, ContainerPlan, Death, EngineInfo, ImageInfo
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.sweep import sweep
 
@@ -140,12 +140,12 @@ class DockerEngine(AsyncContextManagerMixin):
         state = self._opened
         await state.removals.finish(partial(_remove, state, name, deadline))
 
-    async def cause_of_death(self, container_id: str) -> str:
-        """One clause that says why the container ended, as well as the engine still knows; ``""`` if it doesn't."""
+    async def cause_of_death(self, container_id: str) -> Death:
+        """Why the container ended, as well as the engine still knows."""
         state = self._opened
-        cause = await state.questions.run(partial(queries.cause_of_death, state.connection, container_id))
+        death = await state.questions.run(partial(queries.cause_of_death, state.connection, container_id))
         stream = state.streams.get(container_id)
-        return with_last_words(cause, stream.stderr if stream is not None else b"")
+        return with_last_words(death, stream.stderr if stream is not None else b"")
 
     async def containers(self) -> list[ContainerInfo]:
         """All sandboxes, of whatever owner and state."""

@@ -1,18 +1,19 @@
 """The network of sandboxes that may reach out: one bridge of our own, without traffic between its containers.
 
-Engines let two networks have one name, so a race between processes can make two. Everybody therefore uses the oldest,
-by its id, and whoever made a younger one takes it back.
+A race between processes can make two. Everybody therefore uses the oldest, and whoever made a younger one takes it back.
+Their names differ: engines let two networks have one name, and then refuse to start a container in either.
 """
 
 from __future__ import annotations
 
 import threading
 from typing import Any
+from uuid import uuid4
 
 from sandbox.docker.api import DockerApi, RefusedError
 from sandbox.plan import NAME_PREFIX, ROLE, shared_labels
 
-NAME = f"{NAME_PREFIX}open"
+NAME = f"{NAME_PREFIX}open-"
 _LABEL = f"{ROLE}=network"
 _OPTIONS = {
     "com.docker.network.bridge.enable_icc": "false",
@@ -55,7 +56,7 @@ class OpenNetwork:
             self.remove_unused()
 
     def _create(self) -> str:
-        mine = self._api.create_network(NAME, _OPTIONS, shared_labels("network"))
+        mine = self._api.create_network(NAME + uuid4().hex[:12], _OPTIONS, shared_labels("network"))
         oldest = self._oldest() or mine
         if oldest != mine:
             self._delete(mine)

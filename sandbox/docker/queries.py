@@ -10,10 +10,10 @@ from typing import Any
 
 from sandbox.docker.api import DockerApi, RefusedError
 from sandbox.docker.connection import Connection
-from sandbox.docker.death import cause_from_events, cause_from_exit
+from sandbox.docker.death import death_from_events, death_from_exit
 from sandbox.docker.facts import container_info, image_info, parse_time
 from sandbox.docker.guest import is_stale
-from sandbox.engine import ContainerInfo, ImageInfo
+from sandbox.engine import ContainerInfo, Death, ImageInfo
 from sandbox.errors import ImageUnavailable
 from sandbox.owner import OWNER
 from sandbox.plan import NAME_PREFIX, ROLE, uname_architecture
@@ -88,26 +88,26 @@ def list_sandboxes(connection: Connection) -> list[ContainerInfo]:
     return [container for container in listed if container.name.startswith(NAME_PREFIX)]
 
 
-def cause_of_death(connection: Connection, container: str) -> str:
-    """One clause, or "" if the engine doesn't know (any more)."""
+def cause_of_death(connection: Connection, container: str) -> Death:
+    """Why it ended, as far as the engine knows it (still)."""
     deadline = time.monotonic() + DEATH_NOTICE
     while True:
         inspected = connection.api.inspect(container)
-        cause = _from_history(connection, container)
-        if cause is not None:
-            return cause
+        death = _from_history(connection, container)
+        if death is not None:
+            return death
         state = (inspected or {}).get("State") or {}
         if state.get("Status") in ("exited", "dead"):
-            return cause_from_exit(state.get("ExitCode"), out_of_memory=bool(state.get("OOMKilled")))
+            return death_from_exit(state.get("ExitCode"), out_of_memory=bool(state.get("OOMKilled")))
         if inspected is None or time.monotonic() > deadline:
-            return ""
+            return Death()
         time.sleep(0.05)
 
 
-def _from_history(connection: Connection, container: str) -> str | None:
+def _from_history(connection: Connection, container: str) -> Death | None:
     now = time.time() + connection.clock_offset
     try:
-        return cause_from_events(connection.api.events(container, now - HISTORY, now))
+        return death_from_events(connection.api.events(container, now - HISTORY, now))
     except RefusedError:
         return None
 

@@ -7,15 +7,15 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from sandbox.engine import Attachment, ContainerInfo, ContainerPlan, EngineInfo, ImageInfo
+from sandbox.engine import Attachment, ContainerInfo, ContainerPlan, Death, EngineInfo, ImageInfo
 from sandbox.errors import EngineUnavailable, ImageUnavailable, SandboxError, SandboxStartError
 from sandbox.shield import beside, finish
 from sandbox.sockets import RawStream
@@ -38,6 +38,8 @@ class Faults:
     """Seconds that a start takes."""
     greet: bool = True
     """False: a guest that starts and says nothing."""
+    hello: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`sandbox.testing.guest.Machine` that its guests say wrongly: ``pid``, ``interfaces`` ..."""
 
 
 class FakeContainer:
@@ -171,7 +173,7 @@ class FakeEngine(AsyncContextManagerMixin):
         tasks = await self._reach()
         if self.faults.refuse_start:
             raise SandboxStartError(self.faults.refuse_start)
-        machine = Machine(FileSystem(), self._respond, plan.spec.lease)
+        machine = Machine(FileSystem(), self._respond, plan.spec.lease, **self.faults.hello)
         container = FakeContainer(plan, f"{next(self._serial):064x}", machine)
         self.containers_by_name[plan.name] = container
         await anyio.sleep(self.faults.start_delay)
@@ -191,15 +193,15 @@ class FakeEngine(AsyncContextManagerMixin):
         if not await finish(container.gone.wait, deadline=deadline):
             raise SandboxError(f"The fake container {name} did not end within {deadline:g} s.")
 
-    async def cause_of_death(self, container_id: str) -> str:
+    async def cause_of_death(self, container_id: str) -> Death:
         """Why a container ended."""
         await self._reach()
         for container in self.containers_by_name.values():
             if container.id == container_id:
-                with anyio.move_on_after(1):
+                with anyio.move_on_after(0.2):
                     await container.gone.wait()
                 break
-        return self._causes.get(container_id, "")
+        return Death(self._causes.get(container_id, ""))
 
     async def containers(self) -> list[ContainerInfo]:
         """All containers that were not removed."""
