@@ -87,7 +87,7 @@ def run_request(
         Kind.RUN,
         args=args,
         user=_user(defaults, user),
-        cwd=_encode(posixpath.join(defaults.workdir, cwd or ""), "the working directory"),
+        cwd=_encode(posixpath.join(defaults.workdir, cwd) if cwd else defaults.workdir, "the working directory"),
         env=entries,
         flags=flags,
         script=script,
@@ -104,8 +104,8 @@ def file_request(
     encoded = _encode(path, "the path")
     if not encoded:
         raise ValueError("the path is empty")
-    if max_bytes < 0:
-        raise ValueError(f"max_bytes is {max_bytes}; it can't be negative")
+    if not 0 <= max_bytes < 1 << 64:
+        raise ValueError(f"max_bytes is {max_bytes}; choose one from 0 to 2**64 - 1")
     return Request(
         kind,
         args=(encoded,),
