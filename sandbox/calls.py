@@ -10,8 +10,9 @@ from typing import NamedTuple, Self
 
 from sandbox.channel import Channel
 from sandbox.connection import Call
+from sandbox.errors import SandboxExhausted
 from sandbox.exchange import LATE, Exchange, StreamName
-from sandbox.outcome import run_result
+from sandbox.outcome import exhausted_result, run_result
 from sandbox.shield import beside
 from sandbox.spec import ExecResult
 from sandbox.wire import Request
@@ -74,14 +75,20 @@ class Running:
     @property
     def result(self) -> ExecResult:
         """How the command ended: there when the iteration, or the block, has ended."""
-        self._exchange.check()
+        try:
+            self._exchange.check()
+        except SandboxExhausted as error:
+            return exhausted_result(error)
         return run_result(self._exchange.call)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
-        output = await self._exchange.next_output()
+        try:
+            output = await self._exchange.next_output()
+        except SandboxExhausted:
+            raise StopAsyncIteration from None  # the result says it, as data
         if output is None:
             raise StopAsyncIteration
         return Chunk(*output)
