@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sandbox import SandboxClosed, SandboxLost, SandboxSpec, SandboxStartError, open_sandbox
+from sandbox import SandboxClosed, SandboxExhausted, SandboxLost, SandboxSpec, SandboxStartError, open_sandbox
 from sandbox.channel import Channel, open_channel
 from sandbox.engine import Death
 from sandbox.sockets import RawStream
@@ -346,3 +346,14 @@ async def test_a_sandbox_that_idles_longer_than_its_lease_lives():
     async with FakeEngine() as engine, open_sandbox(SandboxSpec(image="any", lease=1), engine=engine) as box:
         await anyio.sleep(2.5)
         assert (await box.run("true")).ok
+
+
+async def test_commands_that_use_up_the_memory_are_told_as_data():
+    async with FakeEngine() as engine, open_sandbox(SPEC, engine=engine) as box:
+        async with box.stream("sleep 100") as running:
+            engine.container(box.container_id).die("its memory ran out", exhausted=True)
+            assert [chunk async for chunk in running] == []
+        assert running.result.status == "out_of_memory"
+        assert (await box.run("true")).status == "out_of_memory"
+        with pytest.raises(SandboxExhausted):
+            await box.read_file("/etc/passwd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -45,6 +46,13 @@ async def test_the_docker_engine_keeps_the_contract(behaviour: Behaviour) -> Non
 
         await behaviour(open_box)
         assert not names & {container.name for container in await engine.containers()}
+
+
+def test_the_fakes_example_runs() -> None:
+    import sandbox.testing as module
+
+    assert module.__doc__
+    exec(textwrap.dedent(module.__doc__.partition("::\n")[2]), {})
 
 
 def test_the_contract_names_every_behaviour_once() -> None:

@@ -52,6 +52,7 @@ class FakeContainer:
         self.state = "created"
         self.gone = anyio.Event()
         self.created = time.time()
+        self.exhausted = False
         self._scope = anyio.CancelScope(shield=True)
         self._cause = ""
         self._guest: FakeGuest | None = None
@@ -66,8 +67,9 @@ class FakeContainer:
         """How many calls its guest works on."""
         return 0 if self._guest is None else self._guest.open_calls
 
-    def die(self, cause: str = "it was killed from outside (SIGKILL)") -> None:
-        """End at once, as after ``docker kill``."""
+    def die(self, cause: str = "it was killed from outside (SIGKILL)", *, exhausted: bool = False) -> None:
+        """End at once, as after ``docker kill``, or (``exhausted``) because its commands used up its memory."""
+        self.exhausted = exhausted
         self._cause = cause
         self._scope.cancel()
 
@@ -122,7 +124,7 @@ class FakeEngine(AsyncContextManagerMixin):
         self.containers_by_name: dict[str, FakeContainer] = {}
         self._images = images
         self._respond = respond
-        self._causes: dict[str, str] = {}
+        self._deaths: dict[str, Death] = {}
         self._serial = itertools.count(1)
         self._tasks: TaskGroup | None = None
 
@@ -201,7 +203,7 @@ class FakeEngine(AsyncContextManagerMixin):
                 with anyio.move_on_after(0.2):
                     await container.gone.wait()
                 break
-        return Death(self._causes.get(container_id, ""))
+        return self._deaths.get(container_id, Death())
 
     async def containers(self) -> list[ContainerInfo]:
         """All containers that were not removed."""
@@ -234,6 +236,6 @@ class FakeEngine(AsyncContextManagerMixin):
             self._forget(container, cause)
 
     def _forget(self, container: FakeContainer, cause: str) -> None:
-        self._causes[container.id] = cause
+        self._deaths[container.id] = Death(cause, container.exhausted)
         self.containers_by_name.pop(container.plan.name, None)
         container.end()
