@@ -29,6 +29,7 @@ def main() -> None:
         frozen = subprocess.run([*pip, "freeze", "--exclude", "shell-agent-sandbox"], capture_output=True, check=True)
     lines = sorted(frozen.stdout.decode().split("\n"), key=str.lower)
     CONSTRAINTS.write_text(HEADER + "".join(f"{line}\n" for line in lines if "==" in line))
+    say("constraints", "written; `git diff constraints.txt` shows what moved")
 
 
 if __name__ == "__main__":
