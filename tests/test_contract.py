@@ -12,7 +12,7 @@ import pytest
 from sandbox import Sandbox, SandboxSpec, open_sandbox
 from sandbox.docker import DockerEngine
 from sandbox.testing import CONTRACT, FakeEngine
-from sandbox.testing.contract import Behaviour
+from sandbox.testing.contract import Behaviour, commands, lifetimes, output, transfers
 
 pytestmark = pytest.mark.anyio
 
@@ -56,9 +56,11 @@ def test_the_fakes_example_runs() -> None:
 
 
 def test_the_contract_names_every_behaviour_once() -> None:
-    import sandbox.testing.contract as module
-
-    public = {name for name, value in vars(module).items() if callable(value) and value.__module__ == module.__name__}
-    behaviours = {name for name in public if not name.startswith("_") and name != "OpenBox"}
-    assert behaviours == {behaviour.__name__ for behaviour in CONTRACT}
-    assert len(CONTRACT) == len(set(CONTRACT))
+    found = {
+        value
+        for module in (commands, lifetimes, output, transfers)
+        for value in vars(module).values()
+        if callable(value) and value.__module__ == module.__name__
+    }
+    assert found == set(CONTRACT)
+    assert len(CONTRACT) == len(found)

@@ -31,6 +31,7 @@ CORE = (
     "calls",
     "localtree",
     "files",
+    "start",
     "sandbox",
 )
 """Each imports only what stands before it. What is not named here (entry points, the pool) stands above."""
