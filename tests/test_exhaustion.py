@@ -21,7 +21,7 @@ hog() { x=0123456789abcdef; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 1
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do hog & done
 wait
 """
-"""The guest is made the kernel's first choice (which root inside can do), and no hog is large enough to be worse."""
+"""The guest is made the kernel's first choice (which root with SETUID can do), and no hog is large enough to be worse."""
 
 PRLIMIT = r"""
 #include <stdio.h>
@@ -40,7 +40,7 @@ int main(int argc, char **argv)
 
 
 async def test_a_sandbox_that_its_commands_drove_out_of_memory_is_told_as_data() -> None:
-    spec = SandboxSpec(image=DEFAULT_IMAGE, limits=Limits(memory="48MiB"))
+    spec = SandboxSpec(image=DEFAULT_IMAGE, limits=Limits(memory="48MiB"), capabilities="docker")
     async with open_sandbox(spec) as box:
         result = await box.run(HOGS, user=ROOT, cwd="/")
         assert result.status == "out_of_memory"
