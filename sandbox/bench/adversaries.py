@@ -40,7 +40,7 @@ ADVERSARIES = (
         f"trap '' TERM; {_LONG}; {_LONG}",
     ),
     Adversary(
-        "fork bomb", "trap '' TERM; bomb() { bomb | bomb & }; bomb 2>/dev/null; while :; do :; done", is_bomb=True
+        "fork bomb", "trap '' TERM; bomb() { bomb | bomb & }; (bomb 2>/dev/null) & while :; do :; done", is_bomb=True
     ),
     Adversary(
         "setsid bomb",

@@ -94,12 +94,19 @@ async def measure_figure(figure: Figure, bench: Bench) -> list[Row]:
     """One figure's lines, whatever its measurement raises."""
     try:
         seen = await figure.measure(bench)
-    except NotHere as reason:
-        return [Row(figure.name, line, reason=str(reason)) for line in figure.lines]
     except Exception as error:  # noqa: BLE001  one broken measurement must not cost the others
-        why = f"{type(error).__name__}: {error}"
-        return [Row(figure.name, line, reason=why, failed=True) for line in figure.lines]
+        causes = _leaves(error)
+        failed = not any(isinstance(cause, NotHere) for cause in causes)
+        told = [f"{type(cause).__name__}: {cause}" if failed else str(cause) for cause in causes]
+        return [Row(figure.name, line, reason="; ".join(dict.fromkeys(told)), failed=failed) for line in figure.lines]
     return [Row(figure.name, line, one) for line, one in zip(figure.lines, seen, strict=True)]
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    """What a task group wraps tells more than the group."""
+    if isinstance(error, ExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
 
 
 async def measure_all(

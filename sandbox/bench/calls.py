@@ -11,6 +11,7 @@ from sandbox.bench.proc import check_is_here, engine_processes, total_cpu
 from sandbox.bench.shell import shell_of
 
 SCRIPT = "true"
+CALLS_TO_AN_EXEC = 10
 _ARGV = ["/bin/sh", "-c", SCRIPT]
 
 
@@ -33,7 +34,8 @@ async def call(bench: Bench) -> Sequence[Seen]:
 
 
 async def exec_(bench: Bench) -> Sequence[Seen]:
-    """``box.run`` and ``docker exec`` in the same container."""
+    """``box.run`` and ``docker exec`` in the same container; ten calls to an exec, since what an exec leaves the engine
+    to tidy up after it falls on whatever comes next, and is none of its cost."""
     async with bench.sandbox() as box:
         with bench.baseline() as baseline:
             once = baseline.timed_exec(box.container_id, _ARGV)
@@ -44,8 +46,10 @@ async def exec_(bench: Bench) -> Sequence[Seen]:
             async def docker_exec() -> None:
                 once()
 
-            times = await in_turns(bench.count(60, 3), ours, docker_exec, tick=bench.tick)
-    return [times_less(Samples.of("box.run", "s", times[0]), Samples.of("docker exec", "s", times[1]))]
+            times = await in_turns(bench.count(60, 3), *[ours] * CALLS_TO_AN_EXEC, docker_exec, tick=bench.tick)
+    *calls, execs = times
+    mine = Samples.of("box.run", "s", [seconds for turn in zip(*calls, strict=True) for seconds in turn])
+    return [times_less(mine, Samples.of("docker exec", "s", execs))]
 
 
 async def cpu(bench: Bench) -> Sequence[Seen]:

@@ -94,7 +94,8 @@ async def _run(box: Sandbox, older: _Older, adversary: Adversary, tally: _Tally)
 
     async with anyio.create_task_group() as group:
         group.start_soon(innocent)
-        await _until_there(bystander)
+        with anyio.fail_after(30):
+            await _until_there(bystander)
         result = await box.run(adversary.command, timeout=random.uniform(0.1, 0.5), env={MARK: doomed})
         left = _pids(doomed)
         await anyio.sleep(0.05)  # a second look: one that starts its successor and goes can be missed by the first
@@ -127,16 +128,20 @@ async def _word_after(release: anyio.Event) -> AsyncIterator[bytes]:
 
 async def _start_older(box: Sandbox, older: _Older) -> None:
     older.mark = uuid4().hex
-    await box.run("sleep 100000 & true", env={MARK: older.mark})
+    started = await box.run("sleep 100000 & true", env={MARK: older.mark})
+    if not started.background:
+        raise RuntimeError(f"no background child could be started: {started.status}, {started.stderr.text}")
+    # In the midst of an exec a process shows no environment.
+    with anyio.move_on_after(5):
+        await _until_there(older.mark)
     older.pids = frozenset(_pids(older.mark))
     if not older.pids:
         raise NotHere("this host's /proc does not show the sandbox's processes, or only root may read it")
 
 
 async def _until_there(mark: str) -> None:
-    with anyio.fail_after(30):
-        while not _pids(mark):  # noqa: ASYNC110  the kernel tells nobody
-            await anyio.sleep(0.005)
+    while not _pids(mark):  # noqa: ASYNC110  the kernel tells nobody
+        await anyio.sleep(0.005)
 
 
 def _pids(mark: str) -> set[int]:

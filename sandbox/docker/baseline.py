@@ -12,6 +12,8 @@ from typing import Any
 
 import docker
 
+from sandbox.spec import LABEL_PREFIX
+
 Json = dict[str, Any]
 
 
@@ -60,3 +62,8 @@ class Baseline:
     def process_id(self, container: str) -> int:
         """The host's number of the container's PID 1, where the engine is on this host."""
         return int(self._client.inspect_container(container)["State"]["Pid"])
+
+    def owned_by(self, pid: int) -> int:
+        """How many containers of any state a process of this host has made, those for seeding the guest included."""
+        label = f"{LABEL_PREFIX}pid={pid}"
+        return len(self._client.containers(all=True, quiet=True, filters={"label": [label]}))
