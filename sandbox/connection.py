@@ -296,7 +296,7 @@ class Connection:
                 raise ProtocolError("a RESET_DONE answers no RESET")
             self._resets -= 1
             return ResetDone()
-        return GuestDies(frame.payload.decode("utf-8", "replace"))
+        return GuestDies(_printable(frame.payload))
 
     def _take_of_call(self, frame: Frame) -> Event | None:
         call = self._calls.get(frame.id)
@@ -314,3 +314,8 @@ class Connection:
         call.end(Exit.decode(frame.payload))
         del self._calls[call.id]
         return CallEnded(call)
+
+
+def _printable(text: bytes) -> str:
+    """On one line and without control characters, since it ends up in errors, and they in terminals."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text.decode("utf-8", "replace")).split())

@@ -33,6 +33,9 @@ PROBE_TIMEOUT = 10
 REQUEST_TIMEOUT = 120
 """Seconds. A start may be slow on a host that is busy; an engine that is silent for so long is hung."""
 
+DISCARD_BOUND = 5.0
+"""Seconds in which a removal that nobody waits for is asked for again."""
+
 CONNECTIONS = 64
 """Idle ones that are kept; more than the threads that use them."""
 
@@ -131,7 +134,7 @@ class DockerApi:
     def discard(self, container: str) -> None:
         """Remove a container that never ran; that another process was faster is no error."""
         with suppress(RefusedError):
-            self.delete(container)
+            self.remove(container, DISCARD_BOUND)
 
     def remove(self, name: str, deadline: float) -> None:
         """Kill a container and wait until there is none of that name.
