@@ -1,7 +1,7 @@
 """The network of sandboxes that may reach out: one bridge of our own, without traffic between its containers.
 
-A race between processes can make two. Everybody therefore uses the oldest, and whoever made a younger one takes it back.
-Their names differ: engines let two networks have one name, and then refuse to start a container in either.
+A race between processes can make two. Everybody therefore uses the oldest, and whoever made a younger one takes it
+back. Their names differ: engines let two networks have one name, and then refuse to start a container in either.
 """
 
 from __future__ import annotations

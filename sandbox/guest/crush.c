@@ -4,8 +4,6 @@
  * fails. So it ends a fork bomb that no sweep of /proc can catch up with. PID 1 is immune to all signals from inside. */
 #include <errno.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,11 +13,20 @@
 #define SWEEP_MS 100
 #define NOBODY ((pid_t)-1) /* 0 is PID 1's own parent */
 
-/* Supervisors are waited for here too: the end of their packets says that they are gone. */
+/* Supervisors are reaped here too; the end of their packets says that they are gone. */
 void reap_orphans(void)
 {
-    while (waitpid(-1, NULL, WNOHANG) > 0)
-        ;
+    pid_t pid;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        for (struct call *call = call_next(NULL); call; call = call_next(call))
+            if (call->pid == pid)
+                call->pid = 0;
+}
+
+void call_kill(const struct call *call)
+{
+    if (call->pid > 0)
+        kill(call->pid, SIGKILL);
 }
 
 static bool is_call_process(pid_t pid)
@@ -49,80 +56,83 @@ static size_t sweep_orphans(void)
 }
 
 /* Other calls are told that they may have been hit. */
-static void mark_collateral(const struct call *cause, uint32_t uid)
+static void mark_collateral(const struct call *cause, bool all, uint32_t uid)
 {
     for (struct call *call = call_next(NULL); call; call = call_next(call))
-        if (call != cause && (uid == 0 || call_uid(call) == uid || call_uid(call) == UID_UNKNOWN))
+        if (call != cause && (all || call_slot(call)->uid == uid))
             call->collateral = true;
 }
 
-/* With that uid as real and effective one, without a capability, kill(-1) reaches just that uid's processes. The saved
- * uid 0 is the way back. Changing uids may make a process dumpable again (fs.suid_dumpable). */
-static void kill_uid(uint32_t uid)
+/* kill(-1, 0) finds a process as long as there is any, even a zombie, whatever /proc lets be seen. */
+static bool anything_is_left(void)
 {
-    syscall(SYS_setresuid, uid, uid, 0);
-    kill(-1, SIGKILL);
-    syscall(SYS_setresuid, 0, 0, 0);
-    prctl(PR_SET_DUMPABLE, 0);
+    return kill(-1, 0) == 0 || errno != ESRCH;
 }
 
 size_t everything_kill(void)
 {
     uint64_t deadline = now_ms() + DEATH_MS;
-    size_t living;
     kill(-1, SIGKILL);
-    do {
-        reap_orphans();
-        living = process_count_living();
-        if (living > 0)
-            usleep(2000);
-    } while (living > 0 && now_ms() < deadline);
     reap_orphans();
-    return living;
+    while (anything_is_left() && now_ms() < deadline) {
+        usleep(1000);
+        reap_orphans();
+    }
+    if (!anything_is_left())
+        return 0;
+    size_t living = process_count_living();
+    return living > 0 ? living : 1;
 }
 
-/* What a killed supervisor left behind. Returns the survivors. */
-size_t orphans_kill(struct call *call)
+static size_t sweep_orphans_for(uint64_t milliseconds)
 {
-    uint64_t deadline = now_ms() + SWEEP_MS;
-    uint32_t uid = call_uid(call);
+    uint64_t deadline = now_ms() + milliseconds;
     size_t living;
     while ((living = sweep_orphans()) > 0 && now_ms() < deadline) {
         usleep(1000);
         reap_orphans();
     }
-    if (living == 0)
-        return 0;
-    mark_collateral(call, uid == UID_UNKNOWN ? 0 : uid);
-    if (uid == 0 || uid == UID_UNKNOWN)
-        return everything_kill();
-    kill_uid(uid);
-    deadline = now_ms() + DEATH_MS;
-    while ((living = sweep_orphans()) > 0 && now_ms() < deadline) {
-        usleep(2000);
-        reap_orphans();
-    }
     return living;
 }
 
-/* The backstop: a supervisor that missed its own deadline was stopped, or is starved. */
+/* A dying process closes its packets before its children are PID 1's. */
+static void await_death(struct call *call)
+{
+    for (int tries = 0; tries < 100 && call->pid > 0; tries++) {
+        reap_orphans();
+        if (call->pid > 0)
+            usleep(1000);
+    }
+    call->pid = 0;
+}
+
+/* Ends a supervisor that was killed, or that missed its own deadline since it was stopped or is starved; and what it
+ * leaves behind. Returns the survivors. */
 size_t call_crush(struct call *call)
 {
-    kill(call->pid, SIGKILL);
-    for (int tries = 0; tries < 100 && waitpid(call->pid, NULL, WNOHANG) == 0; tries++)
-        usleep(1000);
-    call->pid = -1;
-    return orphans_kill(call);
+    uint32_t uid = call_slot(call)->uid;
+    call_kill(call);
+    await_death(call);
+    if (uid == UID_UNKNOWN)
+        return 0; /* it had no child yet */
+    if (sweep_orphans_for(SWEEP_MS) == 0 && !process_scan_is_blind)
+        return 0;
+    mark_collateral(call, uid == guest_uid, uid);
+    if (uid == guest_uid)
+        return everything_kill();
+    identity_kill(uid);
+    return sweep_orphans_for(DEATH_MS);
 }
 
-/* A supervisor's gentler steps did not suffice. Root's own kill(-1) takes the supervisors too, so PID 1 answers. */
+/* A supervisor's gentler steps did not suffice. Where PID 1 has to kill everything, the supervisor goes too and PID 1
+ * answers in its place. */
 void escalate(struct call *call, const struct escalation *escalation)
 {
-    bool all = escalation->everything || escalation->uid == 0;
-    mark_collateral(call, all ? 0 : escalation->uid);
+    bool all = escalation->everything || escalation->uid == guest_uid;
+    mark_collateral(call, all, escalation->uid);
     if (!all) {
-        kill_uid(escalation->uid);
-        message_send(call->fd, M_ESCALATED, 0, call->id, NULL, 0, false);
+        identity_kill(escalation->uid);
+        backlog_escalated(call);
         return;
     }
     struct exit_report report = escalation->report;

@@ -6,28 +6,28 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <sys/fsuid.h>
 #include <unistd.h>
 
 #include "guest.h"
 
+/* ECANCELED where the call is to end: whoever waits removes what he has half written. */
 static int wait_for_packet(struct transfer *transfer)
 {
+    uint32_t grant;
     if (message_receive(transfer->request->fd, transfer->packet, true) <= 0)
         _exit(0);
     transfer->packet_at = 0;
-    uint32_t grant;
-    switch (transfer->packet->head.type) {
-    case F_CREDIT:
+    if (transfer->packet->head.type == F_INPUT) {
+        transfer->request->input_ended = transfer->packet->head.flag & INPUT_LAST;
+        return 0;
+    }
+    transfer->packet->head.length = 0;
+    if (transfer->packet->head.type == M_CANCEL)
+        return ECANCELED;
+    if (transfer->packet->head.type == F_CREDIT) {
         memcpy(&grant, transfer->packet->payload, sizeof grant);
         transfer->credit += grant;
-        transfer->packet->head.length = 0;
-        break;
-    case F_INPUT:
-        transfer->request->input_ended = transfer->packet->head.flag & INPUT_LAST;
-        break;
-    default:
-        transfer->packet->head.length = 0;
     }
     return 0;
 }
@@ -39,7 +39,9 @@ int transfer_send(struct transfer *transfer, const void *data, size_t length)
     while (length > 0) {
         size_t part = length < FRAME_MAX ? length : FRAME_MAX;
         if (transfer->credit == 0) {
-            wait_for_packet(transfer);
+            int error = wait_for_packet(transfer);
+            if (error)
+                return error;
             continue;
         }
         part = part < transfer->credit ? part : (size_t)transfer->credit;
@@ -88,9 +90,9 @@ int transfer_receive(struct transfer *transfer, void *data, size_t length)
     while (length > 0) {
         size_t part = take(transfer, next, length);
         if (part == 0) {
-            if (transfer->request->input_ended)
-                return EPROTO;
-            wait_for_packet(transfer);
+            int error = transfer->request->input_ended ? EPROTO : wait_for_packet(transfer);
+            if (error)
+                return error;
             continue;
         }
         grant(transfer, part);
@@ -98,13 +100,6 @@ int transfer_receive(struct transfer *transfer, void *data, size_t length)
         length -= part;
     }
     return 0;
-}
-
-static void limit_file_size(void)
-{
-    struct rlimit both = {config.fsize, config.fsize};
-    if (config.fsize > 0)
-        setrlimit(RLIMIT_FSIZE, &both);
 }
 
 static int carry_out(struct transfer *transfer)
@@ -128,12 +123,12 @@ void files_main(struct request *request)
     struct user user;
     if (!request_read(request))
         _exit(0);
+    setfsuid(0); /* the image's passwd may be root's alone */
     if (!user_find(request->user, &user)) {
         request_fail(request, X_FAILED, STAGE_USER, ENOENT);
         _exit(0);
     }
-    *request->shared_uid = user.uid;
-    limit_file_size();
+    request->slot->uid = user.uid;
     if (!user_become(&user)) {
         request_fail(request, X_REFUSED, STAGE_PROCESS, errno);
         _exit(0);
@@ -145,6 +140,10 @@ void files_main(struct request *request)
     packet.head.length = 0;
     struct transfer transfer = {.request = request, .credit = FRAME_WINDOW, .packet = &packet};
     int error = carry_out(&transfer);
+    if (error == ECANCELED) {
+        request_fail(request, X_CANCELLED, 0, 0);
+        _exit(0);
+    }
     struct exit_report report = {.status = error ? X_FAILED : X_EXITED,
                                  .stage = error ? STAGE_FILE : 0,
                                  .error = error,

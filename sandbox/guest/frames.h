@@ -131,7 +131,6 @@ enum guest_exit {
     GUEST_NO_START = 71,
     GUEST_LEASE = 72,
     GUEST_LIFETIME = 73,
-    GUEST_TERM = 74,
 };
 
 _Static_assert(sizeof(struct frame_header) == FRAME_HEADER, "frame header layout");

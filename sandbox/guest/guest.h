@@ -19,6 +19,7 @@
     })
 
 #define PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#define NORETURN __attribute__((noreturn))
 
 /* What the command line asked for; fixed for the life of the sandbox. */
 struct config {
@@ -31,23 +32,35 @@ struct config {
     uint64_t disk_reserve;
 };
 
-/* Descriptors with fixed numbers. They are opened before any command ran, so that none can have replaced what they
- * name; a call's process keeps the first three. */
-enum descriptor { FD_CALL = 3, FD_NULL, FD_PROC, FD_FIRST_FREE, FD_OOM = FD_FIRST_FREE, FD_SIGNALS };
-
-#define UID_UNKNOWN UINT32_MAX
-
 extern struct config config;
+
+/* Descriptors with fixed numbers, all opened before any command ran, so that none can have replaced what they name.
+ * 0 and 1 are /dev/null in PID 1 and in each call's process, which keeps those before FD_LINK_IN. */
+enum descriptor { FD_CALL = 3, FD_PROC, FD_LINK_IN, FD_LINK_OUT, FD_SIGNALS, FD_OOM, FD_FIRST_FREE };
+
+/* begin.c */
+void begin(int argc, char **argv);
+
+/* identity.c: whom the guest itself runs as */
+#define UID_UNKNOWN UINT32_MAX
+extern uid_t guest_uid;
+bool identity_take(void);
+void identity_protect(void);
+void identity_kill(uint32_t uid);
 
 /* util.c */
 uint64_t now_us(void);
 uint64_t now_ms(void);
+uint64_t deadline_after(uint64_t start_ms, uint64_t length_ms);
 int milliseconds_until(uint64_t deadline_ms);
 ssize_t read_whole(int dir_fd, const char *path, char *buffer, size_t size);
 bool write_all(int fd, const void *data, size_t length);
 bool disk_below_reserve(void);
 void close_from(int first);
-int move_descriptor(int fd, int to);
+
+/* rules.c: what the controller may send */
+void judge_header(const struct frame_header *head);
+void judge_open(const struct open_request *request);
 
 /* link.c: the stream to the controller, PID 1's side of it */
 struct frame {
@@ -62,14 +75,14 @@ void link_commit(size_t length);
 bool link_has_room(void);
 bool link_pending(void);
 void link_flush(void);
-void link_die(enum guest_exit status, const char *format, ...) PRINTF(2, 3) __attribute__((noreturn));
+void link_die(enum guest_exit status, const char *format, ...) PRINTF(2, 3) NORETURN;
 
 /* message.c: the packets between PID 1 and a call's process; each is a frame, or one of these */
 enum message_type {
     M_CANCEL = F_CANCEL,
     M_ESCALATE = 64,  /* to PID 1: a struct escalation; the uid must be killed as a whole */
     M_ESCALATED = 65, /* to the supervisor: done */
-    M_CLAIM = 66,     /* to PID 1: a background child of an ended call died by SIGKILL */
+    M_CLAIM = 66,     /* to PID 1: background children of an ended call died by SIGKILL */
 };
 struct escalation {
     uint32_t uid;
@@ -92,17 +105,20 @@ void reap_orphans(void);
 struct process {
     pid_t pid;
     pid_t parent;
+    pid_t group;
     bool zombie;
     bool marked;
 };
 struct process_table {
     struct process *entries;
     size_t count;
-    bool complete;
 };
+extern bool process_scan_is_blind;
+void process_look_at_mount(void);
 struct process_table process_scan(void);
 void process_mark_tree(struct process_table *table, pid_t root);
 size_t process_signal_tree(pid_t root, int first, int second);
+bool process_tree_has_group(pid_t root, pid_t group);
 size_t process_count_living(void);
 
 /* oom.c */
@@ -110,18 +126,28 @@ bool oom_open(void);
 bool oom_count(uint64_t *count);
 
 /* calls.c: PID 1's table of calls */
+#define CALLS_MAX 512
 struct pollfd;
 bool calls_init(void);
 void calls_open(uint32_t id, const struct open_request *request);
 void calls_input(uint32_t id, uint8_t flag, const uint8_t *data, uint32_t length);
-void calls_credit(uint32_t id, const uint8_t *data, uint32_t length);
+void calls_credit(uint32_t id, const uint8_t *data);
 void calls_cancel(uint32_t id);
 void calls_reset(void);
-size_t calls_poll_set(struct pollfd *set, size_t room);
+size_t calls_poll_set(struct pollfd *set);
 void calls_serve(const struct pollfd *set, size_t count);
 uint64_t calls_next_deadline(void);
 void calls_expire(void);
-#define CALLS_MAX 512
+
+/* What a call's processes tell PID 1, and the shell before its exec tells its supervisor, at the cost of no packet: a
+ * slot of memory that the forks share. No command ever has it mapped. */
+struct slot {
+    uint32_t uid;      /* UID_UNKNOWN until the user is found */
+    uint32_t sigkills; /* deaths by SIGKILL that nobody of ours caused */
+    int32_t trouble;   /* errno of what kept the command from beginning */
+    uint8_t trouble_stage;
+    bool ended; /* by itself, in time: what is left is to hand its output over */
+};
 
 /* user.c */
 #define GROUPS_MAX 64
@@ -150,7 +176,7 @@ struct request {
     bool more_input; /* than body and script */
     bool input_ended;
     uint64_t began_us;
-    uint32_t *shared_uid;
+    volatile struct slot *slot;
     const uint8_t *rest; /* input that came in the body's last packet */
     size_t rest_length;
 };
@@ -171,22 +197,16 @@ bool keep_send(const struct keep *keep, const struct request *request, uint8_t s
 void keep_free(struct keep *keep);
 
 /* supervisor.c, files.c: the body of a call's process; they don't return */
-void supervisor_main(struct request *request) __attribute__((noreturn));
-void files_main(struct request *request) __attribute__((noreturn));
+void supervisor_main(struct request *request) NORETURN;
+void files_main(struct request *request) NORETURN;
 
 /* shell.c: between fork and exec */
 struct shell_pipes {
-    int in;
+    int in; /* -1: /dev/null */
     int out;
     int err;
-    int trouble; /* a struct trouble is written here if the command can't begin */
 };
-struct trouble {
-    uint8_t stage;
-    int32_t error;
-};
-void shell_main(const struct request *request, const struct user *user, const struct shell_pipes *pipes)
-    __attribute__((noreturn));
+void shell_main(const struct request *request, const struct user *user, const struct shell_pipes *pipes) NORETURN;
 
 /* files.c, tree_out.c, tree_in.c: file data over the call's streams; what returns an int returns 0 or an errno */
 struct transfer {

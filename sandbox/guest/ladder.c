@@ -2,7 +2,7 @@
  *
  *   1. SIGTERM and SIGCONT to the call's tree, then the grace
  *   2. SIGKILL to the shell's process group, and sweeps of the tree for at most SWEEP_MS
- *   3. PID 1 kills the whole uid (or, for root, everything): only a fork bomb gets this far
+ *   3. PID 1 kills the whole uid, and at last everything: only a fork bomb gets this far
  *
  * Steps 1 and 2 touch no other call and none of its background children. */
 #include <errno.h>
@@ -27,31 +27,36 @@ void ladder_begin(struct supervisor *self, enum exit_status why)
     self->live.length = 0;
     self->deadline_ms = now_ms() + self->request->open.grace_ms;
     process_signal_tree(getpid(), SIGTERM, SIGCONT);
+    if (process_scan_is_blind && !self->shell_gone) {
+        kill(-self->shell, SIGTERM);
+        kill(-self->shell, SIGCONT);
+    }
 }
 
-static void reap_for(struct supervisor *self, uint64_t milliseconds)
+/* A group's number may be another's once the group is empty, but not as long as somebody of ours is in it. */
+static void kill_group(const struct supervisor *self)
 {
-    struct pollfd child = {.fd = self->signal_fd, .events = POLLIN};
-    poll(&child, 1, (int)milliseconds);
-    supervisor_drain_signals(self);
-    supervisor_reap(self);
+    if (!self->shell_gone || process_tree_has_group(getpid(), self->shell))
+        kill(-self->shell, SIGKILL);
 }
 
 /* Sweeps until nothing lives, or until a fork bomb has shown that sweeping can't win. */
 static bool kill_tree(struct supervisor *self)
 {
     uint64_t deadline = now_ms() + SWEEP_MS;
-    kill(-self->shell, SIGKILL);
+    if (self->childless)
+        return true;
+    kill_group(self);
     do {
         process_signal_tree(getpid(), SIGKILL, 0);
         supervisor_reap(self);
         if (!self->childless)
-            reap_for(self, 2);
+            supervisor_reap_within(self, 2);
     } while (!self->childless && now_ms() < deadline);
     return self->childless;
 }
 
-/* The kept output goes first: for a root call PID 1's kill takes this process too. */
+/* The kept output goes first: where PID 1 kills everything, this process goes too. */
 static void ask_pid_one(struct supervisor *self, bool everything)
 {
     struct escalation escalation = {.uid = self->uid, .everything = everything};
@@ -76,16 +81,17 @@ static bool wait_for_deaths(struct supervisor *self)
 {
     uint64_t deadline = now_ms() + DEATH_MS;
     while (!self->childless && now_ms() < deadline)
-        reap_for(self, 20);
+        supervisor_reap_within(self, 20);
     return self->childless;
 }
 
 static uint32_t count_survivors(void)
 {
-    return (uint32_t)process_signal_tree(getpid(), SIGKILL, 0);
+    size_t living = process_signal_tree(getpid(), SIGKILL, 0);
+    return living > 0 ? (uint32_t)living : 1;
 }
 
-static void ladder_end(struct supervisor *self) __attribute__((noreturn));
+static void ladder_end(struct supervisor *self) NORETURN;
 static void ladder_end(struct supervisor *self)
 {
     bool dead = kill_tree(self);

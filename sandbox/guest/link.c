@@ -1,4 +1,4 @@
-/* The stream to the controller: stdin in, stdout out, both bounded, neither ever blocking PID 1. */
+/* The stream to the controller, bounded both ways. */
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -25,7 +25,7 @@ bool link_fill(void)
         in_end -= in_start;
         in_start = 0;
     }
-    ssize_t got = RETRY(read(STDIN_FILENO, in_buffer + in_end, IN_SIZE - in_end));
+    ssize_t got = RETRY(read(FD_LINK_IN, in_buffer + in_end, IN_SIZE - in_end));
     if (got > 0)
         in_end += (size_t)got;
     return got > 0 || (got < 0 && errno == EAGAIN);
@@ -37,9 +37,7 @@ bool link_next(struct frame *frame)
     if (in_end - in_start < FRAME_HEADER)
         return false;
     memcpy(&frame->head, in_buffer + in_start, FRAME_HEADER);
-    if (frame->head.length > FRAME_MAX || frame->head.zero != 0)
-        link_die(GUEST_PROTOCOL, "a frame of type %u has a length of %u bytes; the most is %u", frame->head.type,
-                 frame->head.length, FRAME_MAX);
+    judge_header(&frame->head);
     if (in_end - in_start < FRAME_HEADER + frame->head.length)
         return false;
     frame->payload = in_buffer + in_start + FRAME_HEADER;
@@ -87,7 +85,7 @@ void link_send(uint8_t type, uint8_t flag, uint32_t id, const void *payload, uin
         make_room();
     if (OUT_SIZE - out_end < FRAME_HEADER + length) {
         /* Only a controller that asks (PING, OPEN) without ever reading gets here: wait for it as a pipe would. */
-        struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+        struct pollfd out = {.fd = FD_LINK_OUT, .events = POLLOUT};
         while (OUT_SIZE - (out_end - out_start) < FRAME_HEADER + length) {
             if (poll(&out, 1, (int)(config.lease_ms > 60000 ? 60000 : config.lease_ms)) == 0)
                 _exit(GUEST_LEASE);
@@ -104,7 +102,7 @@ void link_send(uint8_t type, uint8_t flag, uint32_t id, const void *payload, uin
 void link_flush(void)
 {
     while (link_pending()) {
-        ssize_t put = RETRY(write(STDOUT_FILENO, out_buffer + out_start, out_end - out_start));
+        ssize_t put = RETRY(write(FD_LINK_OUT, out_buffer + out_start, out_end - out_start));
         if (put < 0 && errno == EAGAIN)
             return;
         if (put <= 0)
@@ -123,7 +121,7 @@ void link_die(enum guest_exit status, const char *format, ...)
     va_end(args);
     if (length > (int)sizeof text - 1)
         length = (int)sizeof text - 1;
-    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    struct pollfd out = {.fd = FD_LINK_OUT, .events = POLLOUT};
     link_flush();
     if (link_pending() && poll(&out, 1, 200) > 0)
         link_flush();

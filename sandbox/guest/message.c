@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "guest.h"
 
@@ -11,10 +12,15 @@ enum send_result message_send(int fd, uint8_t type, uint8_t flag, uint32_t id, c
     struct frame_header head = {.length = length, .type = type, .flag = flag, .id = id};
     struct iovec parts[2] = {{&head, FRAME_HEADER}, {(void *)(uintptr_t)payload, length}};
     struct msghdr packet = {.msg_iov = parts, .msg_iovlen = length > 0 ? 2 : 1};
-    ssize_t sent = RETRY(sendmsg(fd, &packet, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT)));
-    if (sent >= 0)
-        return SENT;
-    return errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM ? SEND_FULL : SEND_GONE;
+    for (;;) {
+        if (RETRY(sendmsg(fd, &packet, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT))) >= 0)
+            return SENT;
+        if (errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM)
+            return SEND_GONE;
+        if (!wait)
+            return SEND_FULL;
+        usleep(1000); /* the sandbox is at its memory limit: an answer must not be lost to that */
+    }
 }
 
 /* The packet's length; 0 when the other side is gone; -1 when there is none now. */

@@ -35,16 +35,17 @@ bool oom_open(void)
     static const char *const places[] = {"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"};
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         uint64_t ignored;
-        int fd = RETRY(open(places[i], O_RDONLY | O_CLOEXEC));
-        if (fd >= 0 && count_in(fd, &ignored))
-            return move_descriptor(fd, FD_OOM) >= 0;
+        int fd = RETRY(open(places[i], O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+        bool found = fd >= 0 && count_in(fd, &ignored) && dup3(fd, FD_OOM, O_CLOEXEC) >= 0;
         if (fd >= 0)
             close(fd);
+        if (found)
+            return true;
     }
     return false;
 }
 
-/* False where there is no counter; a closed descriptor reads as that, too. */
+/* False where there is no counter: the descriptor is /dev/null then. */
 bool oom_count(uint64_t *count)
 {
     return count_in(FD_OOM, count);

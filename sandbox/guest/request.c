@@ -1,7 +1,6 @@
 /* The beginning and the end of every call, as its own process sees them. */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,11 +25,18 @@ void request_fail(const struct request *request, enum exit_status status, enum e
     request_exit(request, &report);
 }
 
+/* Linux 6.3; an administrator may refuse memfds without it (vm.memfd_noexec=2). A script is read, not executed. */
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
 /* A memfd, so that a script of any length runs although the kernel takes no argument over 128 KiB. Sealed before it is
  * run: the command can't change what it is. */
 static bool make_script(struct request *request)
 {
-    int fd = memfd_create("script", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+    int fd = memfd_create("script", MFD_ALLOW_SEALING | MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("script", MFD_ALLOW_SEALING | MFD_CLOEXEC);
     if (fd < 0)
         return false;
     request->script_fd = fcntl(fd, F_DUPFD_CLOEXEC, SCRIPT_FD_MIN);
@@ -53,8 +59,6 @@ static bool parse_body(struct request *request)
 {
     uint32_t argc = request->open.argc, envc = request->open.envc;
     char *next = request->body, *end = request->body + request->open.body_len, *user, *cwd;
-    if ((argc == 0 && request->open.kind != KIND_CHECK) || argc > request->open.body_len || envc > request->open.body_len)
-        return false;
     request->argv = calloc((size_t)argc + 2, sizeof *request->argv);
     request->envp = calloc((size_t)envc + 4, sizeof *request->envp);
     if (!request->argv || !request->envp || !take_string(&next, end, &user) || !take_string(&next, end, &cwd))
@@ -109,7 +113,7 @@ bool request_read(struct request *request)
     size_t body_got = 0, script_got = 0;
     request->more_input = open->kind == KIND_PUT || (open->flags & CALL_STDIN);
     request->body = malloc((size_t)open->body_len + 1);
-    if (!request->body || (open->script_len > 0 && !make_script(request))) {
+    if (!request->body || ((open->flags & CALL_SCRIPT) && !make_script(request))) {
         request_fail(request, X_REFUSED, STAGE_INPUT, ENOMEM);
         return false;
     }
@@ -135,7 +139,7 @@ bool request_read(struct request *request)
         if (request->input_ended && !complete)
             break;
     }
-    if (!parse_body(request)) {
+    if (script_got < open->script_len || !parse_body(request)) {
         request_fail(request, X_REFUSED, STAGE_INPUT, EINVAL);
         return false;
     }

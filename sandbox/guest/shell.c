@@ -10,44 +10,27 @@
 
 #include "guest.h"
 
-static void give_up(const struct shell_pipes *pipes, enum exit_stage stage, int error) __attribute__((noreturn));
-static void give_up(const struct shell_pipes *pipes, enum exit_stage stage, int error)
+static void give_up(const struct request *request, enum exit_stage stage, int error) NORETURN;
+static void give_up(const struct request *request, enum exit_stage stage, int error)
 {
-    struct trouble trouble = {.stage = (uint8_t)stage, .error = error};
-    (void)write_all(pipes->trouble, &trouble, sizeof trouble);
+    request->slot->trouble = error;
+    request->slot->trouble_stage = (uint8_t)stage;
     _exit(127);
 }
 
-/* Children are what the OOM killer should take, so that PID 1 and the supervisors survive it. */
+/* Children are what the OOM killer should take, so that PID 1 and the supervisors survive it. The descriptor is closed
+ * by the exec. */
 static void become_expendable(void)
 {
     int fd = openat(FD_PROC, "self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (fd >= 0) {
+    if (fd >= 0)
         (void)write_all(fd, "500", 3);
-        close(fd);
-    }
-}
-
-static void default_signals(void)
-{
-    sigset_t none;
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 static bool limit(int resource, uint64_t value)
 {
     struct rlimit both = {value, value};
     return value == 0 || setrlimit(resource, &both) == 0;
-}
-
-static bool set_limits(void)
-{
-    struct rlimit none = {0, 0};
-    return setrlimit(RLIMIT_CORE, &none) == 0 && limit(RLIMIT_NOFILE, config.nofile) &&
-           limit(RLIMIT_FSIZE, config.fsize) && limit(RLIMIT_CPU, config.cpu);
 }
 
 static bool has_variable(char *const *environment, const char *name)
@@ -78,11 +61,12 @@ static void add_variable(char **environment, const char *name, const char *value
 }
 
 /* Says on the command's own stderr what a shell would say, with a shell's exit status. */
-static void exec_failed(const char *program, int error) __attribute__((noreturn));
+static void exec_failed(const char *program, int error) NORETURN;
 static void exec_failed(const char *program, int error)
 {
-    dprintf(STDERR_FILENO, "%s: %s\n", program, error == ENOENT ? "not found" : strerror(error));
-    _exit(error == ENOENT ? 127 : 126);
+    bool absent = error == ENOENT || error == ENOTDIR;
+    dprintf(STDERR_FILENO, "%s: %s\n", program, absent ? "not found" : strerror(error));
+    _exit(absent ? 127 : 126);
 }
 
 static const char *search_path(char *const *environment)
@@ -93,7 +77,7 @@ static const char *search_path(char *const *environment)
     return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 }
 
-static void execute(char *const *argv, char *const *environment) __attribute__((noreturn));
+static void execute(char *const *argv, char *const *environment) NORETURN;
 static void execute(char *const *argv, char *const *environment)
 {
     const char *program = argv[0];
@@ -118,20 +102,21 @@ static void execute(char *const *argv, char *const *environment)
 
 void shell_main(const struct request *request, const struct user *user, const struct shell_pipes *pipes)
 {
-    close(request->fd);
+    sigset_t none;
     setsid();
     become_expendable();
-    if (dup2(pipes->in, 0) < 0 || dup2(pipes->out, 1) < 0 || dup2(pipes->err, 2) < 0)
-        give_up(pipes, STAGE_PROCESS, errno);
+    if ((pipes->in >= 0 && dup2(pipes->in, 0) < 0) || dup2(pipes->out, 1) < 0 || dup2(pipes->err, 2) < 0)
+        give_up(request, STAGE_PROCESS, errno);
     if (request->script_fd >= 0)
         fcntl(request->script_fd, F_SETFD, 0);
-    if (!set_limits() || !user_become(user))
-        give_up(pipes, STAGE_PROCESS, errno);
+    if (!limit(RLIMIT_NOFILE, config.nofile) || !limit(RLIMIT_CPU, config.cpu) || !user_become(user))
+        give_up(request, STAGE_PROCESS, errno);
     if (chdir(request->cwd) != 0)
-        give_up(pipes, STAGE_CWD, errno);
+        give_up(request, STAGE_CWD, errno);
     add_variable(request->envp, "HOME", user->home);
     add_variable(request->envp, "USER", user->name);
     add_variable(request->envp, "LOGNAME", user->name);
-    default_signals();
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
     execute(request->argv, request->envp);
 }

@@ -1,6 +1,5 @@
-/* The bytes of one RUN call: output kept and, where it is watched, sent as it comes; stdin fed as it is taken. */
+/* A command's output: kept and, where it is watched, sent as it comes. */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -65,8 +64,10 @@ ssize_t stream_read(struct supervisor *self, int index, size_t most)
     if (stream->fd < 0 || most == 0 || !may_read(self))
         return 0;
     ssize_t got = RETRY(read(stream->fd, buffer, most));
-    if (got < 0)
+    if (got < 0) {
+        stream->due = 0; /* a child opened the pipe again and took what the shell had left in it */
         return 0;
+    }
     if (got == 0) {
         close(stream->fd);
         stream->fd = -1;
@@ -103,72 +104,4 @@ void stream_drain_now(struct supervisor *self)
     for (int i = 0; i < 2; i++)
         for (int rounds = 0; rounds < 32 && stream_read(self, i, FRAME_MAX) > 0; rounds++)
             ;
-}
-
-void stdin_close(struct supervisor *self)
-{
-    if (self->in.fd >= 0)
-        close(self->in.fd);
-    self->in.fd = -1;
-    self->in.length = 0;
-}
-
-/* Told in large steps, since each one wakes the controller. */
-static void grant(struct supervisor *self, size_t taken)
-{
-    self->in.ungranted += (uint32_t)taken;
-    if (self->in.ended || self->in.ungranted < FRAME_WINDOW / 4)
-        return;
-    if (message_send(self->request->fd, F_CREDIT, 0, self->request->id, &self->in.ungranted, sizeof(uint32_t), false) ==
-        SENT)
-        self->in.ungranted = 0;
-}
-
-/* Bytes for a command that closed its stdin are taken and dropped, so that a writer never hangs. */
-void stdin_take(struct supervisor *self, const uint8_t *data, size_t length, bool last)
-{
-    struct stdin_state *in = &self->in;
-    in->ended = in->ended || last;
-    if (in->fd < 0) {
-        grant(self, length);
-        return;
-    }
-    if (length > 0 && !in->bytes)
-        in->bytes = malloc(2 * FRAME_WINDOW);
-    if (length > 0 && (!in->bytes || in->length + length > FRAME_WINDOW)) {
-        stdin_close(self);
-        return;
-    }
-    if (in->start + in->length + length > 2 * FRAME_WINDOW) {
-        memmove(in->bytes, in->bytes + in->start, in->length);
-        in->start = 0;
-    }
-    if (length > 0)
-        memcpy(in->bytes + in->start + in->length, data, length);
-    in->length += length;
-    stdin_feed(self);
-}
-
-void stdin_feed(struct supervisor *self)
-{
-    struct stdin_state *in = &self->in;
-    size_t taken = 0;
-    while (in->length > 0) {
-        ssize_t put = RETRY(write(in->fd, in->bytes + in->start, in->length));
-        if (put < 0 && errno == EAGAIN)
-            break;
-        if (put < 0) {
-            taken += in->length;
-            stdin_close(self);
-            break;
-        }
-        in->start += (size_t)put;
-        in->length -= (size_t)put;
-        taken += (size_t)put;
-    }
-    if (in->length == 0)
-        in->start = 0;
-    if (in->ended && in->length == 0)
-        stdin_close(self);
-    grant(self, taken);
 }

@@ -19,90 +19,81 @@
 /* How often a long call looks at the free disk. */
 #define DISK_CHECK_MS 250
 
-static void no_room(const struct supervisor *self, int error) __attribute__((noreturn));
-static void no_room(const struct supervisor *self, int error)
+void supervisor_refuse(const struct supervisor *self, int error)
 {
-    request_fail(self->request, X_REFUSED, STAGE_PROCESS, error);
+    struct exit_report report = {.status = X_REFUSED, .stage = STAGE_PROCESS, .error = error};
+    size_t living = process_count_living();
+    report.exit_code = living < 255 ? (int32_t)living : 255;
+    request_exit(self->request, &report);
     _exit(0);
+}
+
+static bool make_pipe(int *ours, int *theirs, int our_end)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return false;
+    *ours = ends[our_end];
+    *theirs = ends[1 - our_end];
+    return fcntl(*ours, F_SETFL, O_NONBLOCK) == 0;
 }
 
 /* /dev/stdout is a link to the pipe, and opening it asks who owns the pipe: so the call's user must. */
 static void make_pipes(struct supervisor *self, struct shell_pipes *ends, const struct user *user)
 {
-    int out[2], err[2] = {-1, -1}, in[2] = {-1, FD_NULL}, trouble[2];
     const struct open_request *open = &self->request->open;
     bool merge = open->flags & CALL_MERGE, has_stdin = open->flags & CALL_STDIN;
-    if (pipe2(trouble, O_CLOEXEC) < 0)
-        no_room(self, errno);
     setfsgid(user->gid);
     setfsuid(user->uid);
-    if (pipe2(out, O_CLOEXEC) < 0 || (!merge && pipe2(err, O_CLOEXEC) < 0) || (has_stdin && pipe2(in, O_CLOEXEC) < 0))
-        no_room(self, errno);
-    setfsuid(0);
-    setfsgid(0);
-    prctl(PR_SET_DUMPABLE, 0);
-    *ends = (struct shell_pipes){.in = has_stdin ? in[0] : FD_NULL,
-                                 .out = out[1],
-                                 .err = merge ? out[1] : err[1],
-                                 .trouble = trouble[1]};
-    self->streams[0].fd = out[0];
-    self->streams[1].fd = err[0];
-    self->trouble_fd = trouble[0];
-    self->in.fd = has_stdin ? in[1] : -1;
-    fcntl(out[0], F_SETFL, O_NONBLOCK);
-    fcntl(trouble[0], F_SETFL, O_NONBLOCK);
-    if (!merge)
-        fcntl(err[0], F_SETFL, O_NONBLOCK);
-    if (has_stdin)
-        fcntl(in[1], F_SETFL, O_NONBLOCK);
+    bool made = make_pipe(&self->streams[0].fd, &ends->out, 0) &&
+                (merge || make_pipe(&self->streams[1].fd, &ends->err, 0)) &&
+                (!has_stdin || make_pipe(&self->in.fd, &ends->in, 1));
+    int error = errno;
+    identity_protect();
+    if (!made)
+        supervisor_refuse(self, error);
+    if (merge)
+        ends->err = ends->out;
 }
 
-static void close_shell_ends(const struct shell_pipes *ends)
+static void start_shell(struct supervisor *self, const struct user *user)
 {
-    close(ends->out);
-    if (ends->err != ends->out)
-        close(ends->err);
-    if (ends->in != FD_NULL)
-        close(ends->in);
-    close(ends->trouble);
-}
-
-static void open_signal_fd(struct supervisor *self)
-{
+    struct shell_pipes ends = {-1, -1, -1};
     sigset_t child;
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);
     self->signal_fd = signalfd(-1, &child, SFD_NONBLOCK | SFD_CLOEXEC);
     if (self->signal_fd < 0)
-        no_room(self, errno);
-}
-
-static void start_shell(struct supervisor *self, const struct user *user)
-{
-    struct shell_pipes ends;
-    open_signal_fd(self);
+        supervisor_refuse(self, errno);
     make_pipes(self, &ends, user);
     self->shell = fork();
     if (self->shell == 0)
         shell_main(self->request, user, &ends);
     if (self->shell < 0)
-        no_room(self, errno);
-    close_shell_ends(&ends);
+        supervisor_refuse(self, errno);
+    close(ends.out);
+    if (ends.err != ends.out)
+        close(ends.err);
+    if (ends.in >= 0)
+        close(ends.in);
     if (self->request->script_fd >= 0)
         close(self->request->script_fd);
 }
 
 /* A SIGKILL that wasn't ours is how the OOM killer's work looks from here; PID 1 compares it with the kernel's count. */
+static bool looks_like_oom(const struct supervisor *self, pid_t pid, int status)
+{
+    bool like_killed = pid == self->shell && WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGKILL;
+    return !self->killing && (like_killed || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
+}
+
 void supervisor_reap(struct supervisor *self)
 {
     int status;
     struct rusage usage;
     pid_t pid;
     while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-        bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-        bool like_killed = WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGKILL;
-        if (!self->killing && (killed || (pid == self->shell && like_killed)))
-            self->saw_sigkill = true;
+        self->sigkills += looks_like_oom(self, pid, status);
         if (pid != self->shell)
             continue;
         self->shell_status = status;
@@ -111,6 +102,20 @@ void supervisor_reap(struct supervisor *self)
         self->shell_gone = true;
     }
     self->childless = pid < 0 && errno == ECHILD;
+}
+
+void supervisor_reap_within(struct supervisor *self, uint64_t milliseconds)
+{
+    struct pollfd child = {.fd = self->signal_fd, .events = POLLIN};
+    poll(&child, 1, (int)milliseconds);
+    supervisor_drain_signals(self);
+    supervisor_reap(self);
+}
+
+void supervisor_drain_signals(const struct supervisor *self)
+{
+    struct signalfd_siginfo ignored;
+    (void)!read(self->signal_fd, &ignored, sizeof ignored);
 }
 
 void supervisor_take_messages(struct supervisor *self)
@@ -141,107 +146,6 @@ void supervisor_take_messages(struct supervisor *self)
         _exit(0);
 }
 
-/* What stopped the command before it began, if anything did. */
-static bool had_trouble(const struct supervisor *self)
-{
-    struct trouble trouble;
-    if (RETRY(read(self->trouble_fd, &trouble, sizeof trouble)) != sizeof trouble)
-        return false;
-    request_fail(self->request, trouble.stage == STAGE_PROCESS ? X_REFUSED : X_FAILED, trouble.stage, trouble.error);
-    return true;
-}
-
-static void fill_report(const struct supervisor *self, struct exit_report *report)
-{
-    const struct rusage *usage = &self->shell_usage;
-    *report = (struct exit_report){
-        .status = (uint8_t)self->ending,
-        .flags = (uint8_t)((self->childless ? 0 : EXIT_BACKGROUND) | (self->saw_sigkill ? EXIT_OOM : 0) |
-                           (self->swept ? EXIT_SWEPT : 0)),
-        .total_out = self->streams[0].keep.total,
-        .total_err = self->streams[1].keep.total,
-        .wall_us = (self->shell_gone ? self->shell_ended_us : now_us()) - self->request->began_us,
-        .user_us = (uint64_t)usage->ru_utime.tv_sec * 1000000u + (uint64_t)usage->ru_utime.tv_usec,
-        .sys_us = (uint64_t)usage->ru_stime.tv_sec * 1000000u + (uint64_t)usage->ru_stime.tv_usec,
-        .maxrss_kib = (uint64_t)usage->ru_maxrss,
-    };
-    if (self->ending == X_REFUSED) {
-        report->stage = STAGE_DISK;
-        report->error = ENOSPC;
-    }
-    if (self->shell_gone && WIFSIGNALED(self->shell_status))
-        report->signal = (uint8_t)WTERMSIG(self->shell_status);
-    if (self->shell_gone && WIFEXITED(self->shell_status))
-        report->exit_code = WEXITSTATUS(self->shell_status);
-    if (self->ending == X_EXITED && report->signal)
-        report->status = X_SIGNALED;
-}
-
-bool supervisor_send_kept(const struct supervisor *self, int patience_ms)
-{
-    return keep_send(&self->streams[0].keep, self->request, STREAM_OUT, patience_ms) &&
-           keep_send(&self->streams[1].keep, self->request, STREAM_ERR, patience_ms);
-}
-
-/* Children that the command left go on, by policy. They keep their pipes, so that none dies of SIGPIPE, and their
- * subreaper, so that they never become PID 1's orphans. */
-static void linger(struct supervisor *self) __attribute__((noreturn));
-static void linger(struct supervisor *self)
-{
-    static uint8_t ignored[FRAME_MAX];
-    stdin_close(self);
-    for (int i = 0; i < 2; i++)
-        keep_free(&self->streams[i].keep);
-    while (!self->childless) {
-        struct pollfd set[] = {{.fd = self->signal_fd, .events = POLLIN},
-                               {.fd = self->streams[0].fd, .events = POLLIN},
-                               {.fd = self->streams[1].fd, .events = POLLIN},
-                               {.fd = self->request->fd, .events = 0}};
-        poll(set, 4, -1);
-        if (set[3].revents)
-            _exit(0);
-        for (int i = 0; i < 2; i++) {
-            if (!set[1 + i].revents || RETRY(read(self->streams[i].fd, ignored, sizeof ignored)) != 0)
-                continue;
-            close(self->streams[i].fd);
-            self->streams[i].fd = -1;
-        }
-        supervisor_drain_signals(self);
-        self->saw_sigkill = false;
-        supervisor_reap(self);
-        if (self->saw_sigkill)
-            message_send(self->request->fd, M_CLAIM, 0, 0, NULL, 0, false);
-    }
-    _exit(0);
-}
-
-void supervisor_drain_signals(const struct supervisor *self)
-{
-    struct signalfd_siginfo info;
-    while (RETRY(read(self->signal_fd, &info, sizeof info)) == sizeof info)
-        ;
-}
-
-void supervisor_finish(struct supervisor *self, uint32_t survivors)
-{
-    struct exit_report report;
-    if (self->ending != X_EXITED || !had_trouble(self)) {
-        fill_report(self, &report);
-        report.survivors = survivors;
-        if (!self->kept_sent)
-            supervisor_send_kept(self, -1);
-        request_exit(self->request, &report);
-    }
-    linger(self);
-}
-
-void supervisor_provisional(const struct supervisor *self, struct exit_report *report)
-{
-    fill_report(self, report);
-    report->flags |= EXIT_SWEPT;
-    report->flags &= (uint8_t)~EXIT_BACKGROUND;
-}
-
 static uint64_t next_deadline(const struct supervisor *self)
 {
     uint64_t next = self->deadline_ms;
@@ -252,17 +156,20 @@ static uint64_t next_deadline(const struct supervisor *self)
 
 static void wait_for_something(struct supervisor *self)
 {
+    bool has_packets = self->live.length > 0 || stdin_owes_credit(self);
     struct pollfd set[] = {
         {.fd = self->signal_fd, .events = POLLIN},
-        {.fd = self->request->fd, .events = (short)(POLLIN | (self->live.length > 0 ? POLLOUT : 0))},
+        {.fd = self->request->fd, .events = (short)(POLLIN | (has_packets ? POLLOUT : 0))},
         {.fd = stream_wanted(self, 0) ? self->streams[0].fd : -1, .events = POLLIN},
         {.fd = stream_wanted(self, 1) ? self->streams[1].fd : -1, .events = POLLIN},
         {.fd = self->in.length > 0 ? self->in.fd : -1, .events = POLLOUT},
     };
     poll(set, 5, milliseconds_until(next_deadline(self)));
-    if (set[1].revents & POLLOUT)
+    if (set[1].revents & POLLOUT) {
         stream_flush_live(self);
-    if (set[1].revents & (POLLIN | POLLHUP))
+        stdin_grant(self);
+    }
+    if (set[1].revents & (POLLIN | POLLHUP | POLLERR))
         supervisor_take_messages(self);
     for (int i = 0; i < 2; i++)
         if (set[2 + i].revents)
@@ -284,15 +191,16 @@ static void check_disk(struct supervisor *self)
         ladder_begin(self, X_REFUSED);
 }
 
-static void supervise(struct supervisor *self) __attribute__((noreturn));
+static void supervise(struct supervisor *self) NORETURN;
 static void supervise(struct supervisor *self)
 {
     for (;;) {
         wait_for_something(self);
         if (self->ending == X_EXITED && self->shell_gone) {
+            self->request->slot->ended = true;
+            self->deadline_ms = UINT64_MAX;
             if (stream_drain_at_exit(self))
                 supervisor_finish(self, 0);
-            self->deadline_ms = UINT64_MAX;
         } else if (self->ending == X_EXITED && now_ms() >= self->deadline_ms) {
             ladder_begin(self, X_TIMED_OUT);
         } else if (self->ending == X_EXITED) {
@@ -312,11 +220,12 @@ void supervisor_main(struct request *request)
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     if (!request_read(request))
         _exit(0);
+    setfsuid(0); /* the image's passwd may be root's alone */
     if (!user_find(request->user, &user)) {
         request_fail(request, X_FAILED, STAGE_USER, ENOENT);
         _exit(0);
     }
-    *request->shared_uid = user.uid;
+    request->slot->uid = user.uid;
     if (disk_below_reserve()) {
         request_fail(request, X_REFUSED, STAGE_DISK, ENOSPC);
         _exit(0);
@@ -325,6 +234,8 @@ void supervisor_main(struct request *request)
         .request = request,
         .ending = X_EXITED,
         .uid = user.uid,
+        .streams = {{.fd = -1}, {.fd = -1}},
+        .in = {.fd = -1},
         .credit = FRAME_WINDOW,
         .deadline_ms = request->open.timeout_ms ? request->began_us / 1000u + request->open.timeout_ms : UINT64_MAX,
         .disk_check_ms = now_ms() + DISK_CHECK_MS,

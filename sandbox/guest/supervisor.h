@@ -1,4 +1,5 @@
-/* The state of one RUN call, shared by supervisor.c (its life), streams.c (its bytes) and ladder.c (its end). */
+/* The state of one RUN call, shared by supervisor.c (its life), report.c (its answer), streams.c and stdin.c (its
+ * bytes) and ladder.c (its end by force). */
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
 
@@ -35,7 +36,6 @@ struct supervisor {
     uint32_t uid;
     pid_t shell;
     int signal_fd;
-    int trouble_fd;
     struct stream_state streams[2];
     struct stdin_state in;
     struct live_state live;
@@ -45,9 +45,9 @@ struct supervisor {
     uint64_t shell_ended_us;
     int shell_status;
     struct rusage shell_usage;
+    uint32_t sigkills; /* deaths by SIGKILL that weren't ours */
     bool shell_gone;
     bool childless;
-    bool saw_sigkill;
     bool killing;
     bool cancel_asked;
     bool counted_due;
@@ -58,9 +58,13 @@ struct supervisor {
 
 /* supervisor.c */
 void supervisor_reap(struct supervisor *self);
+void supervisor_reap_within(struct supervisor *self, uint64_t milliseconds);
 void supervisor_take_messages(struct supervisor *self);
 void supervisor_drain_signals(const struct supervisor *self);
-void supervisor_finish(struct supervisor *self, uint32_t survivors) __attribute__((noreturn));
+void supervisor_refuse(const struct supervisor *self, int error) NORETURN;
+
+/* report.c */
+void supervisor_finish(struct supervisor *self, uint32_t survivors) NORETURN;
 void supervisor_provisional(const struct supervisor *self, struct exit_report *report);
 bool supervisor_send_kept(const struct supervisor *self, int patience_ms);
 
@@ -70,8 +74,12 @@ ssize_t stream_read(struct supervisor *self, int index, size_t most);
 void stream_flush_live(struct supervisor *self);
 bool stream_drain_at_exit(struct supervisor *self);
 void stream_drain_now(struct supervisor *self);
+
+/* stdin.c */
 void stdin_take(struct supervisor *self, const uint8_t *data, size_t length, bool last);
 void stdin_feed(struct supervisor *self);
+void stdin_grant(struct supervisor *self);
+bool stdin_owes_credit(const struct supervisor *self);
 void stdin_close(struct supervisor *self);
 
 /* ladder.c */

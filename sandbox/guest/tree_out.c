@@ -81,7 +81,8 @@ static int put(struct writer *writer, const void *data, size_t length)
     }
     if (length > sizeof writer->bytes)
         return transfer_send(writer->transfer, data, length);
-    memcpy(writer->bytes + writer->used, data, length);
+    if (length > 0)
+        memcpy(writer->bytes + writer->used, data, length);
     writer->used += length;
     return 0;
 }
@@ -103,15 +104,11 @@ static int put_chunk(struct writer *writer, const void *data, uint32_t length)
     return error ? error : put(writer, data, length);
 }
 
-static int put_file(struct writer *writer, int dir_fd, const char *name, const char *path, int flags)
+static int put_file(struct writer *writer, int fd, const struct stat *status, const char *path)
 {
     static uint8_t buffer[FRAME_MAX];
-    struct stat status;
     ssize_t got;
-    int fd = open_regular(dir_fd, name, flags, &status);
-    if (fd < 0)
-        return -fd;
-    int error = put_entry(writer, 'F', &status, path);
+    int error = put_entry(writer, 'F', status, path);
     while (!error && (got = RETRY(read(fd, buffer, sizeof buffer))) != 0) {
         error = got < 0 ? errno : count_bytes(writer->transfer, (size_t)got);
         if (!error)
@@ -121,12 +118,19 @@ static int put_file(struct writer *writer, int dir_fd, const char *name, const c
     return error ? error : put_chunk(writer, NULL, 0);
 }
 
+/* A tree may be at work while it is read: what went away, or became something else between the look and the opening,
+ * is left out. */
+static int unless_it_changed(int error)
+{
+    return error == ENOENT || error == ENOTDIR || error == ELOOP || error == EINVAL || error == EISDIR ? 0 : error;
+}
+
 static int put_link(struct writer *writer, int dir_fd, const char *name, const struct stat *status, const char *path)
 {
     char target[PATH_LEN_MAX];
     ssize_t length = readlinkat(dir_fd, name, target, sizeof target);
     if (length < 0)
-        return errno;
+        return unless_it_changed(errno);
     int error = put_entry(writer, 'L', status, path);
     error = error ? error : put_chunk(writer, target, (uint32_t)length);
     return error || length == 0 ? error : put_chunk(writer, NULL, 0);
@@ -138,16 +142,18 @@ static int put_child(struct writer *writer, int dir_fd, const char *name, char *
 {
     struct stat status;
     if (fstatat(dir_fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0)
-        return errno == ENOENT ? 0 : errno; /* it went away meanwhile */
+        return unless_it_changed(errno);
     if (S_ISLNK(status.st_mode))
         return put_link(writer, dir_fd, name, &status, path);
-    if (S_ISREG(status.st_mode))
-        return put_file(writer, dir_fd, name, path, O_NOFOLLOW);
+    if (S_ISREG(status.st_mode)) {
+        int fd = open_regular(dir_fd, name, O_NOFOLLOW, &status);
+        return fd < 0 ? unless_it_changed(-fd) : put_file(writer, fd, &status, path);
+    }
     if (!S_ISDIR(status.st_mode))
         return 0;
     int fd = RETRY(openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
     if (fd < 0)
-        return errno;
+        return unless_it_changed(errno);
     int error = put_entry(writer, 'D', &status, path);
     return error ? (close(fd), error) : put_directory(writer, fd, path, depth + 1);
 }
@@ -160,8 +166,9 @@ static int put_directory(struct writer *writer, int fd, char *path, size_t depth
     int error = 0;
     DIR *directory = depth < DEPTH_MAX ? fdopendir(fd) : NULL;
     if (!directory) {
+        error = depth < DEPTH_MAX ? errno : ENAMETOOLONG;
         close(fd);
-        return depth < DEPTH_MAX ? errno : ENAMETOOLONG;
+        return error;
     }
     while (!error && (entry = readdir(directory))) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
@@ -184,7 +191,8 @@ int tree_get(struct transfer *transfer, const char *path)
     int fd = RETRY(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     int error = fd < 0 ? errno : 0;
     if (error == ENOTDIR) {
-        error = put_file(&writer, AT_FDCWD, path, "", 0);
+        fd = open_regular(AT_FDCWD, path, 0, &status);
+        error = fd < 0 ? -fd : put_file(&writer, fd, &status, "");
     } else if (!error && fstat(fd, &status) == 0) {
         error = put_entry(&writer, 'D', &status, "");
         error = error ? error : put_directory(&writer, fd, relative, 0);

@@ -16,17 +16,22 @@
 
 #define FILE_MAX (1024 * 1024)
 
-/* NULL where there is no such regular file. A root command may have made it anything. */
+/* NULL where there is no such regular file: a root command may have made it anything, and only the opened file tells
+ * what it is. The text stays until the next one is read. */
 static char *read_database(const char *path)
 {
+    static char text[FILE_MAX + 1];
     struct stat status;
-    char *text = NULL;
-    if (stat(path, &status) == 0 && S_ISREG(status.st_mode) && status.st_size <= FILE_MAX)
-        text = malloc((size_t)status.st_size + 2);
-    if (text && read_whole(AT_FDCWD, path, text, (size_t)status.st_size + 2) < 0) {
-        free(text);
-        text = NULL;
-    }
+    int fd = RETRY(open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+    if (fd < 0)
+        return NULL;
+    ssize_t got = -1;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size <= FILE_MAX)
+        got = RETRY(read(fd, text, FILE_MAX));
+    close(fd);
+    if (got < 0)
+        return NULL;
+    text[got] = '\0';
     return text;
 }
 
@@ -54,25 +59,23 @@ static bool split(char *line, char **fields, size_t count)
     return true;
 }
 
-/* passwd(5): name:password:uid:gid:comment:home:shell */
-static bool find_passwd(const char *text, bool by_number, uint32_t uid, struct user *user)
+/* passwd(5): name:password:uid:gid:comment:home:shell. By name, or by uid where there is no name. */
+static bool find_passwd(const char *name, uint32_t uid, struct user *user)
 {
-    char *file = read_database("/etc/passwd"), *rest = file, *line, *field[7];
-    bool found = false;
-    while (!found && rest && (line = strsep(&rest, "\n"))) {
+    char *rest = read_database("/etc/passwd"), *line, *field[7];
+    while (rest && (line = strsep(&rest, "\n"))) {
         uint32_t line_uid, line_gid;
         if (!split(line, field, 7) || !parse_number(field[2], &line_uid) || !parse_number(field[3], &line_gid))
             continue;
-        if (by_number ? line_uid != uid : strcmp(field[0], text) != 0)
+        if (name ? strcmp(field[0], name) != 0 : line_uid != uid)
             continue;
         user->uid = line_uid;
         user->gid = line_gid;
         snprintf(user->name, sizeof user->name, "%s", field[0]);
         snprintf(user->home, sizeof user->home, "%s", field[5]);
-        found = true;
+        return true;
     }
-    free(file);
-    return found;
+    return false;
 }
 
 static bool lists_member(char *members, const char *name)
@@ -87,28 +90,27 @@ static bool lists_member(char *members, const char *name)
 /* group(5): name:password:gid:members */
 static bool find_group(const char *name, gid_t *gid)
 {
-    char *file = read_database("/etc/group"), *rest = file, *line, *field[4];
-    bool found = false;
-    while (!found && rest && (line = strsep(&rest, "\n")))
-        found = split(line, field, 4) && strcmp(field[0], name) == 0 && parse_number(field[2], gid);
-    free(file);
-    return found;
+    char *rest = read_database("/etc/group"), *line, *field[4];
+    while (rest && (line = strsep(&rest, "\n")))
+        if (split(line, field, 4) && strcmp(field[0], name) == 0 && parse_number(field[2], gid))
+            return true;
+    return false;
 }
 
 static void find_memberships(struct user *user)
 {
-    char *file = read_database("/etc/group"), *rest = file, *line, *field[4];
+    char *rest = read_database("/etc/group"), *line, *field[4];
     while (rest && (line = strsep(&rest, "\n")) && user->group_count < GROUPS_MAX) {
         gid_t gid;
         if (split(line, field, 4) && parse_number(field[2], &gid) && gid != user->gid &&
             lists_member(field[3], user->name))
             user->groups[user->group_count++] = gid;
     }
-    free(file);
 }
 
-/* The rules are those of runc's user lookup: a number needs no entry, a name does; a group that is named explicitly
- * takes the place of the memberships. */
+/* As runc looks users up: a number needs no entry, a name does; a group that is named explicitly takes the place of the
+ * memberships. Digits are always a number: no useradd makes such a name, and a line that has one is a trap. Nobody is
+ * given the guest's own uid. */
 bool user_find(const char *text, struct user *user)
 {
     char name[512];
@@ -119,18 +121,19 @@ bool user_find(const char *text, struct user *user)
     char *group = strchr(name, ':');
     if (group)
         *group++ = '\0';
-    if (!find_passwd(name, false, 0, user)) {
-        if (!parse_number(name, &uid))
+    if (!parse_number(name, &uid)) {
+        if (!*name || !find_passwd(name, 0, user))
             return false;
-        if (!find_passwd(name, true, uid, user))
-            user->uid = uid;
+    } else if (!find_passwd(NULL, uid, user)) {
+        user->uid = uid;
     }
-    if (!group || !*group) {
-        if (user->name[0])
-            find_memberships(user);
-        return true;
-    }
-    return find_group(group, &user->gid) || parse_number(group, &user->gid);
+    if (user->uid == guest_uid && guest_uid != 0)
+        return false;
+    if (group && *group)
+        return parse_number(group, &user->gid) || find_group(group, &user->gid);
+    if (user->name[0])
+        find_memberships(user);
+    return true;
 }
 
 /* With no_new_privs an exec can't gain what isn't permitted here, root's included, so no bounding set must be cut
@@ -152,10 +155,5 @@ bool user_become(const struct user *user)
         return false;
     /* Changing uids may have made this process dumpable (fs.suid_dumpable), and it still is the guest's memory. */
     prctl(PR_SET_DUMPABLE, 0);
-    if (!keep_capabilities(user->uid == 0 ? config.caps : 0))
-        return false;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-        return false;
-    umask(022);
-    return true;
+    return keep_capabilities(user->uid == 0 ? config.caps : 0);
 }

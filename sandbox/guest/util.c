@@ -19,6 +19,12 @@ uint64_t now_ms(void)
     return now_us() / 1000u;
 }
 
+/* A length without end has no end, rather than one in the past. */
+uint64_t deadline_after(uint64_t start_ms, uint64_t length_ms)
+{
+    return length_ms < UINT64_MAX - start_ms ? start_ms + length_ms : UINT64_MAX;
+}
+
 /* For poll(2): rounded up by one, since waking a moment early would only spin. */
 int milliseconds_until(uint64_t deadline_ms)
 {
@@ -80,14 +86,4 @@ void close_from(int first)
 #endif
     for (int fd = first; fd < 2 * CALLS_MAX; fd++)
         close(fd);
-}
-
-/* Puts an open descriptor at a fixed number, closed on exec. */
-int move_descriptor(int fd, int to)
-{
-    if (fd == to)
-        return fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 ? to : -1;
-    int moved = dup3(fd, to, O_CLOEXEC);
-    close(fd);
-    return moved;
 }
