@@ -39,9 +39,9 @@ class Exchange:
         self.abandoned = False
         self._post = post
         self._cancel = cancel
-        self._patience = patience
         self._output: deque[tuple[int, bytearray]] = deque()
         self._owed = 0
+        self._handed_at: float | None = None
         self._failure: Exception | None = None
         self._lost = False
         self._wake: anyio.Event | None = None
@@ -59,8 +59,7 @@ class Exchange:
         if self._owed:
             self._post(self.call.taken(self._owed))
             self._owed = 0
-        if self._patience is not None:
-            self.deadline = max(self.deadline or 0, anyio.current_time() + LATE)
+        self._excuse()
         if self._output:
             await checkpoint()  # a quick command and a quick callback must not keep the event loop from everything else
         while not self._output:
@@ -70,7 +69,15 @@ class Exchange:
             await self._sleep()
         stream, data = self._output.popleft()
         self._owed = len(data)
+        self._handed_at = anyio.current_time()
         return "stdout" if stream == STDOUT else "stderr", bytes(data)
+
+    def _excuse(self) -> None:
+        """The call may end later by as long as its caller took. By more, and a guest that sends a byte now and then
+        would keep its caller for ever."""
+        if self.deadline is not None and self._handed_at is not None:
+            self.deadline += anyio.current_time() - self._handed_at
+        self._handed_at = None
 
     def feed(self, source: Iterable[bytes | memoryview]) -> None:
         """Send all input there is; it is asked for as there is credit for it."""

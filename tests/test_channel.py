@@ -194,6 +194,26 @@ async def test_a_call_long_after_its_timeout_is_lost():
             tasks.cancel_scope.cancel()
 
 
+async def test_a_guest_that_drips_output_does_not_keep_its_caller():
+    async with played(lease=0.8) as (channel, guest):
+        exchange = channel.begin(WATCHED, patience=0.2)
+
+        async def drip() -> None:
+            while True:
+                await guest.receive(Type.PING)
+                await guest.send(encode(Type.PONG), encode(Type.OUTPUT, exchange.call.id, b"x", 1))
+
+        async def drain() -> None:
+            while await exchange.next_output():
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drip)
+            with anyio.fail_after(5), pytest.raises(SandboxLost, match="long after its timeout"):
+                await drain()
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_call_that_waits_for_its_own_watcher_is_not_late():
     async with played(lease=0.4) as (channel, guest):
         exchange = channel.begin(WATCHED, patience=0.1)
