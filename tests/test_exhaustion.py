@@ -21,7 +21,7 @@ hog() { x=0123456789abcdef; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 1
 for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do hog & done
 wait
 """
-"""The guest is made the kernel's first choice (which root with SETUID can do), and no hog is large enough to be worse."""
+"""The guest is made the kernel's first choice, as root with SETUID can; no hog is large enough to be worse."""
 
 PRLIMIT = r"""
 #include <stdio.h>
