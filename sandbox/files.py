@@ -16,7 +16,7 @@ from sandbox.localtree import Download, TreeWriter, encode_local
 from sandbox.outcome import check_transfer
 from sandbox.request import Defaults, file_request
 from sandbox.shield import finish, in_thread
-from sandbox.tree import FileData, TreeDecoder, encode_file
+from sandbox.tree import Entry, EntryType, Event, FileData, TreeDecoder, encode_file
 from sandbox.wire import Kind, ProtocolError
 
 UNBOUNDED = (1 << 64) - 1
@@ -105,24 +105,31 @@ class _Receiver:
         self._writer = writer
         self._left = max_bytes
         self._decoder = TreeDecoder()
+        self._has_root = False
 
     async def take(self, _stream: str, data: bytes) -> None:
         try:
             events = list(self._decoder.feed(data))
         except ProtocolError as error:
             raise self._broken(str(error)) from None
+        self._has_root = self._has_root or any(_makes_something(event) for event in events)
         self._left -= sum(len(event.data) for event in events if isinstance(event, FileData))
         if self._left < 0:
             raise self._broken("it sent more of a tree than it was asked for")
         await in_thread(partial(self._writer.take, events))
 
     def check_complete(self) -> None:
-        if not self._decoder.ended:
-            raise self._broken("a tree has no end")
+        if not self._decoder.ended or not self._has_root:
+            raise self._broken("a tree has no end, or nothing before it")
 
     def _broken(self, why: str) -> SandboxLost:
         self._channel.lose(f"the guest broke the protocol ({why})")
         return SandboxLost(f"The sandbox was lost: the guest broke the protocol ({why}). Open a new one.")
+
+
+def _makes_something(event: Event) -> bool:
+    """A link may be left out."""
+    return isinstance(event, Entry) and event.type is not EntryType.LINK
 
 
 def _publish(writer: TreeWriter, made: Path, local: Path) -> Download:

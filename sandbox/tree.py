@@ -18,6 +18,9 @@ ENTRY = struct.Struct("<BBHIQ")
 CHUNK = struct.Struct("<I")
 _END_OF_FILE = CHUNK.pack(0)
 
+DEPTH_MAX = 256
+"""Parts of a path: what a guest walks, and what Python's own functions make and remove without running out of stack."""
+
 
 class EntryType(IntEnum):
     """What an entry is."""
@@ -143,8 +146,11 @@ class TreeDecoder:
         elif entry.path:
             if self._is_one_file:
                 raise ProtocolError("a tree of one file goes on")
-            if b"\0" in entry.path or any(part in (b"", b".", b"..") for part in entry.path.split(b"/")):
+            parts = entry.path.split(b"/")
+            if b"\0" in entry.path or any(part in (b"", b".", b"..") for part in parts):
                 raise ProtocolError(f"a tree has the path {entry.path!r}")
+            if len(parts) > DEPTH_MAX:
+                raise ProtocolError(f"a tree has a path of {len(parts)} parts")
         elif self._entries:
             raise ProtocolError("a tree names its root after its members")
         else:

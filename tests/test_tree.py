@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sandbox.errors import FileTooLarge
 from sandbox.localtree import TreeWriter, encode_local, leads_inside
 from sandbox.tree import (
     CHUNK,
+    DEPTH_MAX,
     END_OF_TREE,
     ENTRY,
     Entry,
@@ -98,6 +100,15 @@ def test_one_file_is_a_tree():
 def test_a_path_that_no_file_system_has_is_refused(path):
     with pytest.raises(ProtocolError, match="path"):
         decoded(ENTRY.pack(EntryType.DIRECTORY, 0, 0o755, len(path), 0) + path)
+
+
+def test_a_tree_is_no_deeper_than_its_making_and_removal_can_be(tmp_path):
+    """A guest walks no deeper, and Python's ``mkdir`` and ``rmtree`` recurse."""
+    deepest = b"/".join([b"d"] * DEPTH_MAX)
+    assert write(tmp_path / "out", stream_of([(Entry(EntryType.FILE, deepest, 0o644), b"x")])).files == 1
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ProtocolError, match="257 parts"):
+        decoded(stream_of([Entry(EntryType.DIRECTORY, deepest + b"/d", 0o755)]))
 
 
 @pytest.mark.parametrize(
