@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from uuid import uuid4
 
 import anyio
@@ -52,7 +53,7 @@ async def _kill_while_serving(context: Context) -> float:
             if not await labelled(context.engine, token, {"running"}):
                 raise Failed("the victim's container", seen="none", expected=container, remedy=_REMEDY)
         finally:
-            victim.kill()
+            _kill(victim)
         killed = time.perf_counter()
         await _until_none(context, token, {"running"})
         took = time.perf_counter() - killed
@@ -67,7 +68,7 @@ async def _kill_while_starting(context: Context) -> None:
             await _lines(victim).receive()
             await anyio.sleep(random.uniform(0, 0.15))
         finally:
-            victim.kill()
+            _kill(victim)
     # What was on its way to the engine may still arrive.
     await anyio.sleep(0.5)
     await _until_none(context, token, {"running"})
@@ -78,6 +79,11 @@ async def _kill_while_starting(context: Context) -> None:
 async def _victim(context: Context, token: str) -> Process:
     command = victim_command(context.engine.info.address, context.image, token)
     return await anyio.open_process(command, stderr=subprocess.PIPE)
+
+
+def _kill(victim: Process) -> None:
+    with suppress(ProcessLookupError):  # it may have ended by itself, which the check is about to tell
+        victim.kill()
 
 
 def _lines(victim: Process) -> TextReceiveStream:

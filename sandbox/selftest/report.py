@@ -11,7 +11,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from sandbox.selftest.check import Check, Failed
+from sandbox.errors import SandboxError
+from sandbox.selftest.check import REPORT, Check, Failed
 
 Outcome = Literal["passed", "failed", "skipped"]
 
@@ -34,12 +35,17 @@ class Finding:
 
 
 def finding_of(check: Check, seconds: float, error: BaseException | None, detail: str = "") -> Finding:
-    """A failure keeps apart what was seen, what was expected and what to do."""
+    """A failure keeps apart what was seen, what was expected and what to do.
+
+    A ``SandboxError`` is one sentence that names what to do; any other exception is nobody's plan.
+    """
     if isinstance(error, Failed):
         seen = f"{error.what}: {error.seen}"
         return Finding(check.name, check.promise, "failed", seconds, seen, str(error.expected), error.remedy)
     if error is not None:
-        return Finding(check.name, check.promise, "failed", seconds, f"{type(error).__name__}: {error}")
+        remedy = "What to do is in the sentence above." if isinstance(error, SandboxError) else REPORT
+        seen = f"{type(error).__name__}: {error}"
+        return Finding(check.name, check.promise, "failed", seconds, seen, check.promise, remedy)
     return Finding(check.name, check.promise, "passed", seconds, detail)
 
 
