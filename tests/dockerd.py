@@ -12,10 +12,12 @@ import json
 import socket
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
+
+import anyio
 
 Json = Any
 
@@ -194,9 +196,17 @@ def make_image(
     return make_tar({path: Entry(data, 0o644) for path, data in parts.items()})
 
 
-def wait_until(condition: Any, bound: float = 10.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], bound: float = 10.0, what: str = "") -> None:
     """Poll, from a thread or a test without an event loop."""
     deadline = time.monotonic() + bound
     while not condition():
         assert time.monotonic() < deadline, f"not within {bound:g} s: {what}"
         time.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], object], bound: float = 10.0, what: str = "") -> None:
+    """Poll, and let other tasks go on meanwhile."""
+    deadline = time.monotonic() + bound
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {bound:g} s: {what}"
+        await anyio.sleep(0.02)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox import SandboxSpec
+from sandbox.guest import build
 
 MINIMAL = "shell-agent-sandbox/minimal:latest"
 PRIVATE = "localhost:1/sandbox-test"
@@ -22,8 +25,8 @@ def minimal(**changes: Any) -> SandboxSpec:
 
 
 def assert_one_sentence(error: BaseException, *words: str) -> None:
-    """One clear sentence: a single line that ends in a full stop, without layers of other programs' errors, and with
-    the words that say what to do."""
+    """One clear sentence, or that and a short one: a single line that ends in a full stop, without the layers of other
+    programs' errors, and with the words that say what to do."""
     text = str(error)
     assert "\n" not in text
     assert text.endswith(".")
@@ -31,3 +34,10 @@ def assert_one_sentence(error: BaseException, *words: str) -> None:
     assert not re.search(r"Traceback|HTTPConnectionPool|ConnectionPool|<[^ ]+ object at|\bNone\b", text), text
     for word in words:
         assert word in text, f"{word!r} is not in: {text}"
+
+
+def compile_static(source: Path, out: Path) -> Path:
+    """A static program for the containers of this machine."""
+    compiler = build.native_compiler() or [*build.zig(), "-target", f"{build.machine()}-linux-musl"]
+    subprocess.run([*compiler, "-std=gnu11", "-Wall", "-Wextra", "-static", "-O1", "-o", out, source], check=True)
+    return out
