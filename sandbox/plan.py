@@ -6,6 +6,7 @@ still find and remove what came to be.
 
 from __future__ import annotations
 
+import posixpath
 from uuid import uuid4
 
 from sandbox.engine import ContainerPlan, EngineInfo, ImageInfo
@@ -63,6 +64,12 @@ def plan_container(spec: SandboxSpec, image: ImageInfo, info: EngineInfo) -> Con
     _check_image(spec, image, info)
     _check_limits(spec, info)
     _check_places(spec)
+    volumes = unbounded_volumes(spec, image)
+    if volumes and spec.limits.disk is not None:
+        raise SandboxStartError(
+            f"The image {spec.image!r} declares volumes ({', '.join(volumes)}), and no quota bounds them; build it "
+            "without VOLUME, give the spec a tmpfs there, or leave limits.disk out (disk_reserve guards the host)."
+        )
     if spec.runtime is not None and spec.runtime not in info.runtimes:
         known = ", ".join(info.runtimes) or "none"
         raise SandboxStartError(
@@ -76,7 +83,7 @@ def plan_container(spec: SandboxSpec, image: ImageInfo, info: EngineInfo) -> Con
         VERSION: LABEL_VERSION,
         IMAGE: spec.image,
     }
-    return ContainerPlan(name=name, spec=spec, image=image, labels=labels, guest_args=guest_arguments(spec))
+    return ContainerPlan(name=name, spec=spec, image=image, labels=labels, guest_args=guest_arguments(spec, volumes))
 
 
 def files_in_memory(spec: SandboxSpec) -> dict[str, int]:
@@ -89,7 +96,13 @@ def files_in_memory(spec: SandboxSpec) -> dict[str, int]:
     return sizes
 
 
-def guest_arguments(spec: SandboxSpec) -> tuple[str, ...]:
+def unbounded_volumes(spec: SandboxSpec, image: ImageInfo) -> tuple[str, ...]:
+    """The image's volumes that nothing of the spec covers: on the host's disk, and writable on a read-only root too."""
+    covered = {GUEST_DIR, *spec.tmpfs, *(mount.target for mount in spec.mounts)}
+    return tuple(path for path in image.volumes if posixpath.normpath(path) not in covered)
+
+
+def guest_arguments(spec: SandboxSpec, volumes: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The guest's command line, as ``docs/protocol.md`` defines it."""
     limits = spec.limits
     arguments = [
@@ -103,9 +116,9 @@ def guest_arguments(spec: SandboxSpec) -> tuple[str, ...]:
         arguments.append(f"--fsize={int(limits.file_size)}")
     if limits.cpu_time is not None:
         arguments.append(f"--cpu={limits.cpu_time}")
-    # Behind a quota `/` shows the quota's own free bytes, and a read-only root takes none: the guard would only
-    # refuse calls that can do the host no harm.
-    if spec.disk_reserve and limits.disk is None and not spec.read_only:
+    # Behind a quota `/` shows the quota's own free bytes, and a read-only root without volumes takes none: the guard
+    # would only refuse calls that can do the host no harm.
+    if spec.disk_reserve and limits.disk is None and (volumes or not spec.read_only):
         arguments.append(f"--disk-reserve={int(spec.disk_reserve)}")
     return tuple(arguments)
 

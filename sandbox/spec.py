@@ -64,6 +64,7 @@ DOCKER_CAPABILITIES = frozenset(
 FORBIDDEN_CAPABILITIES = frozenset(
     {
         "ALL",
+        "AUDIT_CONTROL",  # the host's audit rules
         "BPF",
         "CHECKPOINT_RESTORE",
         "DAC_READ_SEARCH",  # opens any file of the host by its handle (open_by_handle_at)
@@ -74,6 +75,7 @@ FORBIDDEN_CAPABILITIES = frozenset(
         "SYS_ADMIN",
         "SYS_BOOT",
         "SYS_MODULE",
+        "SYS_NICE",  # sets PID 1 behind everything that spins, and no timeout is kept
         "SYS_PTRACE",
         "SYS_RAWIO",
         "SYS_RESOURCE",  # sets PID 1's limits, and evades the OOM killer, which then takes PID 1

@@ -475,9 +475,12 @@ class TestProtection:
         invalid(name, "leave them out", capabilities=[name])
         invalid(name, "leave them out", capabilities=[f"cap_{name.lower()}"])
 
-    @pytest.mark.parametrize("name", ["SYS_PTRACE", "SYS_ADMIN", "DAC_READ_SEARCH", "SYS_RESOURCE", "SYS_TIME", "ALL"])
+    @pytest.mark.parametrize(
+        "name", ["SYS_PTRACE", "SYS_ADMIN", "DAC_READ_SEARCH", "SYS_RESOURCE", "SYS_NICE", "SYS_TIME", "ALL"]
+    )
     def test_these_are_among_them(self, name):
-        """DAC_READ_SEARCH opens the host's files by their handles; SYS_RESOURCE takes PID 1's limits away."""
+        """DAC_READ_SEARCH opens the host's files by their handles; SYS_RESOURCE takes PID 1's limits away, SYS_NICE its
+        turn on the CPU."""
         assert name in FORBIDDEN_CAPABILITIES
 
     async def test_a_capability_that_no_kernel_has(self, real_engine):

@@ -95,6 +95,17 @@ def test_no_reserve_is_guarded_where_it_would_only_hinder(spec):
     assert not any(argument.startswith("--disk-reserve") for argument in guest_arguments(spec))
 
 
+@pytest.mark.parametrize("volume", ["/data", "/data/"])
+def test_an_images_volume_is_no_way_around_a_disks_bounds(volume):
+    """It is a directory of the host, on a read-only root too, and no quota of the root's holds for it."""
+    image, quotas = replace(IMAGE, volumes=(volume,)), replace(INFO, disk_quota=True)
+    assert "--disk-reserve=268435456" in plan(SandboxSpec(image="i", read_only=True), image).guest_args
+    with pytest.raises(SandboxStartError, match=r"declares volumes \(/data/?\).*leave limits\.disk out"):
+        plan(with_limits(disk=ByteSize(10**9)), image, quotas)
+    limits = Limits(disk=ByteSize(10**9))
+    plan(SandboxSpec(image="i", limits=limits, tmpfs={"/data": ByteSize(2**20)}), image, quotas)
+
+
 def test_capability_numbers_are_the_kernels():
     known = {"CHOWN": 0, "KILL": 5, "SETGID": 6, "SETUID": 7, "NET_RAW": 13, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
     assert {name: CAPABILITY_NUMBERS[name] for name in known} == known
