@@ -49,10 +49,6 @@ class TestKilled:
             await lost_in_a_call(box, lambda: docker.do(box.container_id, "kill"), "killed from outside (SIGKILL)")
             wait_until(lambda: not docker.exists(box.container_id), what="the killed container is gone")
 
-    async def test_stopped_through_the_engine(self, real_engine, docker):
-        async with open_sandbox(minimal(), engine=real_engine) as box:
-            await lost_in_a_call(box, lambda: docker.do(box.container_id, "kill", signal="SIGTERM"), "SIGTERM")
-
     async def test_removed_through_the_engine(self, real_engine, docker):
         async with open_sandbox(minimal(), engine=real_engine) as box:
             await lost_in_a_call(box, lambda: docker.remove(box.container_id), "killed")
