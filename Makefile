@@ -21,7 +21,11 @@ selftest: engine guest images  ## run real episodes in real containers, check by
 
 .PHONY: test
 test: engine lint guest images  ## the linters and every test; ARGS go to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/faults --ignore=tests/test_inside.py $(ARGS)
+
+.PHONY: test-faults
+test-faults: guest engine images  ## engines and controllers killed for real; wants the machine for itself
+	$(BIN)/python -m pytest tests/faults tests/test_inside.py $(ARGS)
 
 .PHONY: test-model
 test-model: guest  ## the tests with a real small model on the CPU; installs torch the first time
