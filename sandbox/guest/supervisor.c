@@ -56,9 +56,6 @@ static void make_pipes(struct supervisor *self, struct shell_pipes *ends, const 
         ends->err = ends->out;
 }
 
-/* vfork: the child changes nothing here that matters and soon has a memory of its own, and to copy this one, page by
- * page as each side writes to it, costs as much as all else of a start. Should somebody stop the child before its exec,
- * this process stands still with it, and PID 1 keeps the time. */
 static void start_shell(struct supervisor *self, const struct user *user)
 {
     struct shell_pipes ends = {-1, -1, -1};
@@ -69,12 +66,11 @@ static void start_shell(struct supervisor *self, const struct user *user)
     if (self->signal_fd < 0)
         supervisor_refuse(self, errno);
     make_pipes(self, &ends, user);
-    self->shell = vfork();
+    self->shell = fork();
     if (self->shell == 0)
         shell_main(self->request, user, &ends);
     if (self->shell < 0)
         supervisor_refuse(self, errno);
-    identity_protect(); /* the child's change of uids has undone it for their shared memory */
     close(ends.out);
     if (ends.err != ends.out)
         close(ends.err);
@@ -234,18 +230,18 @@ void supervisor_main(struct request *request)
         request_fail(request, X_REFUSED, STAGE_DISK, ENOSPC);
         _exit(0);
     }
-    /* Field by field: to assign the whole would touch each page of its buffer. */
-    self.request = request;
-    self.ending = X_EXITED;
-    self.uid = user.uid;
-    self.in.fd = -1;
-    self.credit = FRAME_WINDOW;
-    self.deadline_ms = request->open.timeout_ms ? request->began_us / 1000u + request->open.timeout_ms : UINT64_MAX;
-    self.disk_check_ms = now_ms() + DISK_CHECK_MS;
-    for (int i = 0; i < 2; i++) {
-        self.streams[i].fd = -1;
+    self = (struct supervisor){
+        .request = request,
+        .ending = X_EXITED,
+        .uid = user.uid,
+        .streams = {{.fd = -1}, {.fd = -1}},
+        .in = {.fd = -1},
+        .credit = FRAME_WINDOW,
+        .deadline_ms = request->open.timeout_ms ? request->began_us / 1000u + request->open.timeout_ms : UINT64_MAX,
+        .disk_check_ms = now_ms() + DISK_CHECK_MS,
+    };
+    for (int i = 0; i < 2; i++)
         keep_init(&self.streams[i].keep, request->open.output_limit);
-    }
     start_shell(&self, &user);
     if (request->rest_length > 0 || request->input_ended)
         stdin_take(&self, request->rest, request->rest_length, request->input_ended);
