@@ -40,20 +40,23 @@ static void kill_group(const struct supervisor *self)
         kill(-self->shell, SIGKILL);
 }
 
-/* Sweeps until nothing lives, or until a fork bomb has shown that sweeping can't win. */
+/* Sweeps until nothing lives, or until a fork bomb has shown that sweeping can't win. Zombies that stay are no bomb:
+ * somebody traces them, and until he lets go they can't be reaped. */
 static bool kill_tree(struct supervisor *self)
 {
     uint64_t deadline = now_ms() + SWEEP_MS;
+    unsigned quiet = 0;
     if (self->childless)
         return true;
     kill_group(self);
     do {
-        process_signal_tree(getpid(), SIGKILL, 0);
+        quiet = process_signal_tree(getpid(), SIGKILL, 0) == 0 ? quiet + 1 : 0;
         supervisor_reap(self);
         if (!self->childless)
             supervisor_reap_within(self, 2);
     } while (!self->childless && now_ms() < deadline);
-    return self->childless;
+    self->only_zombies = quiet >= 2 && !process_scan_is_blind;
+    return self->childless || self->only_zombies;
 }
 
 /* The kept output goes first: where PID 1 kills everything, this process goes too. */

@@ -25,7 +25,7 @@ static void fill_report(const struct supervisor *self, struct exit_report *repor
     const struct rusage *usage = &self->shell_usage;
     *report = (struct exit_report){
         .status = (uint8_t)self->ending,
-        .flags = (uint8_t)((self->childless ? 0 : EXIT_BACKGROUND) | (self->swept ? EXIT_SWEPT : 0)),
+        .flags = (uint8_t)((self->childless || self->only_zombies ? 0 : EXIT_BACKGROUND) | (self->swept ? EXIT_SWEPT : 0)),
         .total_out = self->streams[0].keep.total,
         .total_err = self->streams[1].keep.total,
         .wall_us = (self->shell_gone ? self->shell_ended_us : now_us()) - self->request->began_us,

@@ -48,6 +48,7 @@ struct supervisor {
     uint32_t sigkills; /* deaths by SIGKILL that weren't ours */
     bool shell_gone;
     bool childless;
+    bool only_zombies; /* are left: traced ones, which can't be reaped */
     bool killing;
     bool cancel_asked;
     bool counted_due;

@@ -393,6 +393,16 @@ class Guest:
         self.until(lambda: all(call.report for call in calls), timeout)
         return calls[0]
 
+    def memory(self, kind: str = "Anonymous") -> int:
+        """KiB of PID 1's."""
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+    @property
+    def descriptors(self) -> int:
+        """How many PID 1 has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
     @property
     def own_uid(self) -> int:
         """Whom the guest itself runs as."""

@@ -156,6 +156,26 @@ static int bomb(void)
     }
 }
 
+/* Holds on to a process: its parent can't reap it then. */
+static int trace(pid_t target)
+{
+    told("seize", ptrace(PTRACE_SEIZE, target, 0, 0));
+    for (;;)
+        pause_ms(1000);
+}
+
+/* Adopts what its own descendants detach. */
+static int adopt(const char *seconds)
+{
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    for (int i = 0; i < 3; i++)
+        if (fork() == 0)
+            _exit(leave(seconds));
+    signal(SIGTERM, SIG_IGN);
+    for (;;)
+        pause_ms(1000);
+}
+
 static int hog(long mebibytes)
 {
     for (long i = 0; i < mebibytes; i++) {
@@ -253,6 +273,10 @@ int main(int argc, char **argv)
         return leave(first);
     if (strcmp(act, "bomb") == 0)
         return bomb();
+    if (strcmp(act, "trace") == 0)
+        return trace((pid_t)atoi(first));
+    if (strcmp(act, "adopt") == 0)
+        return adopt(first);
     if (strcmp(act, "hog") == 0)
         return hog(atol(first));
     if (strcmp(act, "churn") == 0)

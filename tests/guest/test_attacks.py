@@ -187,6 +187,19 @@ class TestLeaving:
         guest.idle(0.3)
         assert guest.run("cat /proc/[0-9]*/stat | grep -c ') Z'").out.strip() == b"0"
 
+    def test_who_is_traced_by_another_call_ends_all_the_same(self, guest):
+        """A traced process stays a zombie until its tracer lets go: that is no survivor, and no fork bomb."""
+        tracer = guest.sh("read pid; exec /mnt/probe trace $pid", user="agent", more=True, flags=d.WATCH)
+        call = guest.sh("echo $$; exec sleep 4711", user="agent", flags=d.WATCH, timeout=0.5, grace=0.1)
+        guest.until(lambda: call.data.endswith(b"\n"))
+        guest.feed(tracer, call.data, last=True)
+        guest.until(lambda: tracer.data == b"seize: ok\n")
+        assert (guest.wait(call).end.status, call.end.survivors) == (d.TIMED_OUT, 0)
+        assert call.end.flags & (d.SWEPT | d.BACKGROUND) == 0 and tracer.report is None
+        guest.cancel(tracer)
+        assert guest.wait(tracer).end.flags & d.COLLATERAL == 0
+        assert_serves(guest)
+
     def test_a_group_that_outlives_its_leader_is_found(self, guest):
         """The shell is gone, its number could be another's: only while somebody of ours is in the group it is ours."""
         for _ in range(5):

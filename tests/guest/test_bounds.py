@@ -11,7 +11,7 @@ import pytest
 from tests.guest import driver as d
 from tests.guest.cgroups import Group, group
 from tests.guest.test_attacks import assert_serves
-from tests.guest.test_ending import count
+from tests.guest.test_ending import count, host_count
 
 MIB = 1 << 20
 
@@ -76,6 +76,21 @@ class TestForkBomb:
         assert call.end.status == d.TIMED_OUT
         if call.end.flags & d.SWEPT:
             assert guest.wait(same).end.flags & d.COLLATERAL
+
+    def test_a_controller_that_does_not_read_delays_its_end_by_the_backstop_at_most(self, crowded):
+        """PID 1 takes no packet for which it has no room, the supervisor's plea for a wider kill among them."""
+        guest = crowded(200)
+        flood = guest.sh("head -c 3000000 /dev/zero", flags=d.WATCH)
+        guest.send(d.frame(d.CREDIT, flood.id, b"\0\0\0\1"))
+        flood.granted += 1 << 24
+        call = guest.sh("/mnt/probe bomb", user="agent", timeout=0.5, grace=0.1)
+        time.sleep(1)
+        deadline = time.monotonic() + 8
+        while host_count(guest, b"probe\0bomb") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert host_count(guest, b"probe\0bomb") == 0
+        guest.wait(call, flood)
+        assert (call.end.status, flood.end.status) == (d.TIMED_OUT, d.EXITED)
 
     def test_where_the_guest_is_root_everything_goes_and_is_answered(self, crowded):
         guest = crowded(mapped_ids=60_000)

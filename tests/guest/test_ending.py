@@ -18,7 +18,7 @@ CLINGING = {
     "stopped, deaf": "trap '' TERM; (sleep 4711; sleep 4711) & kill -STOP $!; kill -STOP $$; sleep 4711",
     "all of it": "setsid sleep 4711 & (setsid sh -c 'trap \"\" TERM; sleep 4711; sleep 4711' &) ;"
     " /mnt/probe leave 4711; trap '' TERM; sleep 4711; sleep 4711",
-    "another's subreaper": "/mnt/probe leave 4711 & (/mnt/probe leave 4711 &) & wait; (sleep 4711 &); sleep 4711",
+    "a subreaper of its own": "/mnt/probe adopt 4711",
 }
 
 

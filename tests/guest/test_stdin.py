@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.guest import driver as d
@@ -72,18 +70,12 @@ class TestStdin:
         """A packet in PID 1's queue costs more than its bytes: ten thousand of one byte each must not."""
         call = guest.sh("sleep 1; wc -c", more=True)
         guest.ping()
-        before = memory(guest)
+        before = guest.memory()
         for _ in range(10_000):
             guest.send_input(call, b"x")
         for _ in range(100_000):
             guest.send_input(call, b"")
         guest.ping()
-        assert memory(guest) - before < 600
+        assert guest.memory() - before < 600
         guest.feed(call, b"", last=True)
         assert guest.wait(call).out.strip() == b"10000"
-
-
-def memory(guest: d.Guest) -> int:
-    """KiB that are PID 1's own."""
-    with Path(f"/proc/{guest.pid}/smaps_rollup").open() as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
