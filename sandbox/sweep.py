@@ -22,6 +22,9 @@ from sandbox.owner import Liveness, Owner
 UNJUDGEABLE_AGE = 600.0
 """Seconds after which a container that doesn't run counts as left behind although its owner can't be judged."""
 
+STUCK_AGE = 600.0
+"""Seconds after which a removal that the engine began itself counts as stuck; younger ones are left to it."""
+
 REMOVAL_BOUND = 10.0
 
 _AT_REST = frozenset({"created", "exited", "dead"})
@@ -51,7 +54,7 @@ def is_orphan(container: ContainerInfo, liveness: Liveness, now: float) -> bool:
         case "alive":
             return False
         case "dead":
-            return container.state != "removing"
+            return container.state != "removing" or now - container.created > STUCK_AGE
         case "unknown":
             # A running one is its dead-man's switch's affair.
             return container.state in _AT_REST and now - container.created > UNJUDGEABLE_AGE

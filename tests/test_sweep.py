@@ -17,7 +17,7 @@ from sandbox.docker import DockerEngine
 from sandbox.engine import ContainerInfo, Engine
 from sandbox.errors import SandboxError
 from sandbox.owner import Owner
-from sandbox.sweep import UNJUDGEABLE_AGE, is_orphan, sweep
+from sandbox.sweep import STUCK_AGE, UNJUDGEABLE_AGE, is_orphan, sweep
 
 pytestmark = pytest.mark.anyio
 
@@ -111,6 +111,10 @@ class TestOrphan:
 
     def test_what_goes_already_is_let_go(self):
         assert not is_orphan(container("removing"), "dead", NOW)
+
+    def test_a_removal_that_is_stuck_is_tried_again(self):
+        assert is_orphan(container("removing", age=STUCK_AGE + 1), "dead", NOW)
+        assert not is_orphan(container("removing", age=STUCK_AGE + 1), "alive", NOW)
 
     @pytest.mark.parametrize("state", ["created", "exited", "dead"])
     def test_the_unjudgeables_go_when_they_are_old(self, state):

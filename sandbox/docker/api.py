@@ -136,11 +136,12 @@ class DockerApi:
         with suppress(RefusedError):
             self.remove(container, DISCARD_BOUND)
 
-    def remove(self, name: str, deadline: float) -> None:
+    def remove(self, name: str, deadline: float, *, give_up_on: str | None = None) -> None:
         """Kill a container and wait until there is none of that name.
 
         A container that exits removes itself, so its removal may be under way already: the engine then refuses ours
-        (409), or its storage driver is busy (500), and all that can be done is to ask again until it is gone.
+        (409), or its storage driver is busy (500), and all that can be done is to ask again until it is gone. A refusal
+        with the words ``give_up_on`` is final.
         """
         until = time.monotonic() + deadline
         pause = 0.005
@@ -151,7 +152,7 @@ class DockerApi:
             except RefusedError as refusal:
                 if refusal.status == 404:
                     return
-                if time.monotonic() + pause > until:
+                if time.monotonic() + pause > until or (give_up_on and give_up_on in refusal.message):
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 0.25)

@@ -26,6 +26,7 @@ from sandbox.docker.api import RefusedError
 from sandbox.docker.connection import Connection, connect
 from sandbox.docker.death import with_last_words
 from sandbox.docker.launch import Launch
+from sandbox.docker.removal import remove_container
 from sandbox.docker.stream import GuestStream, OpenSockets
 from sandbox.docker.threads import Workers
 from sandbox.engine import Attachment, ContainerInfo, ContainerPlan, Death, EngineInfo, ImageInfo
@@ -34,6 +35,7 @@ from sandbox.sweep import sweep
 
 SWEEP_BOUND = 10.0
 CLOSE_BOUND = 30.0
+LEFT_OVER_BOUND = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -179,24 +181,17 @@ class DockerEngine(AsyncContextManagerMixin):
 
 def _remove(state: _Opened, name: str, deadline: float) -> None:
     """In a thread: end the container of that name, and those that could not be ended before."""
+    until = time.monotonic() + deadline
     try:
-        _remove_one(state, name, deadline)
+        _wait_for_launch(state, name, deadline)
+        gone = remove_container(state.connection, name, until - time.monotonic())
     except SandboxError:
         state.unremoved.add(name)
         raise
-    _remove_left_over(state)
-
-
-def _remove_one(state: _Opened, name: str, deadline: float) -> None:
-    until = time.monotonic() + deadline
-    _wait_for_launch(state, name, deadline)
-    try:
-        state.connection.api.remove(name, until - time.monotonic())
-    except RefusedError as refusal:
-        raise SandboxError(
-            f"The container {name} could not be removed within {deadline:g} s ({refusal.message}); remove it with "
-            f"`docker rm -f -v {name}`."
-        ) from refusal
+    if gone:
+        _remove_left_over(state)
+    else:
+        state.unremoved.add(name)
 
 
 def _wait_for_launch(state: _Opened, name: str, deadline: float) -> None:
@@ -217,7 +212,7 @@ def _remove_left_over(state: _Opened) -> None:
         if name in state.launches:
             continue
         try:
-            state.connection.api.delete(name)
+            state.connection.api.delete(name, LEFT_OVER_BOUND)
         except RefusedError as refusal:
             if refusal.status != 404:
                 continue

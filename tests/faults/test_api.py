@@ -22,6 +22,8 @@ STEPS = {
     "start": r"^POST /containers/[0-9a-f]+/start",
 }
 REMOVAL = r"^DELETE /containers/"
+END = rf"{REMOVAL}|^GET /containers/shell-agent-sandbox-[0-9a-f]{{32}}/json"
+"""A removal, and the look at what became of it."""
 
 
 async def open_and_run(engine):
@@ -97,10 +99,18 @@ class TestAtTheEnd:
                 assert_one_sentence(error)
 
     async def test_a_removal_that_is_always_refused(self, proxy, monkeypatch):
+        """The guest has ended with its stream, so the container went by itself: that is what was asked for."""
         monkeypatch.setattr(start_module, "_REMOVE", 1.0)
         async with DockerEngine(proxy.address, sweeping=False) as engine:
             await open_and_run(engine)
             proxy.fail(REMOVAL, "500")
+            await open_and_run(engine)
+
+    async def test_a_removal_that_is_refused_and_nobody_says_what_became_of_it(self, proxy, monkeypatch):
+        monkeypatch.setattr(start_module, "_REMOVE", 1.0)
+        async with DockerEngine(proxy.address, sweeping=False) as engine:
+            await open_and_run(engine)
+            proxy.fail(END, "500")
             with anyio.fail_after(30), pytest.raises(SandboxError) as caught:
                 await open_and_run(engine)
             assert_one_sentence(caught.value, "could not be removed", "docker rm -f -v shell-agent-sandbox-")
@@ -109,7 +119,7 @@ class TestAtTheEnd:
         monkeypatch.setattr(start_module, "_REMOVE", 1.0)
         async with DockerEngine(proxy.address, sweeping=False) as engine:
             await open_and_run(engine)
-            proxy.fail(REMOVAL, "500")
+            proxy.fail(END, "500")
             with pytest.raises(KeyError) as caught:
                 async with open_sandbox(minimal(), engine=engine):
                     raise KeyError("the user's own")
