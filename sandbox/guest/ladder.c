@@ -1,7 +1,7 @@
 /* How a call is ended from outside: each step harder than the one before, and wider only where it must be.
  *
  *   1. SIGTERM and SIGCONT to the call's tree, then the grace
- *   2. SIGKILL to the shell's process group, and sweeps of the tree for at most SWEEP_MS
+ *   2. SIGKILL to the shell's process group, and sweeps of the tree, many or long enough to tell a fork bomb
  *   3. PID 1 kills the whole uid, and at last everything: only a fork bomb gets this far
  *
  * Steps 1 and 2 touch no other call and none of its background children. */
@@ -15,6 +15,10 @@
 #include "supervisor.h"
 
 #define SWEEP_MS 100
+/* On a busy host few sweeps fit into that time, and a slow chain of forks that any two of them would catch passes for
+ * a bomb: the wider step would hit bystanders for nothing. */
+#define SWEEPS_LEAST 50
+#define SWEEP_MOST_MS 1000
 #define DEATH_MS 2000
 /* PID 1 answers at once unless the controller takes no output; then its own backstop comes first. */
 #define ANSWER_MS 10000
@@ -44,17 +48,20 @@ static void kill_group(const struct supervisor *self)
  * somebody traces them, and until he lets go they can't be reaped. */
 static bool kill_tree(struct supervisor *self)
 {
-    uint64_t deadline = now_ms() + SWEEP_MS;
+    uint64_t began = now_ms();
+    unsigned sweeps = 0;
     unsigned quiet = 0;
     if (self->childless)
         return true;
     kill_group(self);
     do {
+        sweeps++;
         quiet = process_signal_tree(getpid(), SIGKILL, 0) == 0 ? quiet + 1 : 0;
         supervisor_reap(self);
         if (!self->childless)
             supervisor_reap_within(self, 2);
-    } while (!self->childless && now_ms() < deadline);
+    } while (!self->childless && (sweeps < SWEEPS_LEAST || now_ms() < began + SWEEP_MS) &&
+             now_ms() < began + SWEEP_MOST_MS);
     self->only_zombies = quiet >= 2 && !process_scan_is_blind;
     return self->childless || self->only_zombies;
 }
