@@ -199,8 +199,8 @@ void begin(int argc, char **argv)
     name_localhost();
     if (!block_signals() || !set_inherited() || !calls_init())
         link_die(GUEST_NO_START, "the guest has no room to begin: %s", strerror(errno));
-    say_hello(oom_known);
     if (!identity_take())
-        link_die(GUEST_NO_START, "the guest lacks the capabilities SETUID, SETGID and KILL: %s", strerror(errno));
+        link_die(GUEST_NO_START, "the guest needs the capabilities SETUID, SETGID and KILL: %s", strerror(errno));
+    say_hello(oom_known);
     link_flush();
 }

@@ -35,13 +35,14 @@ static bool set_effective(bool all)
 static bool find_capabilities(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    uint64_t needed = config.caps | 1u << CAP_SETUID | 1u << CAP_SETGID | 1u << CAP_KILL;
+    const uint32_t needed = 1u << CAP_SETUID | 1u << CAP_SETGID | 1u << CAP_KILL;
     if (syscall(SYS_capget, &header, owned) != 0)
         return false;
-    owned[0].permitted &= (uint32_t)needed;
-    owned[1].permitted &= (uint32_t)(needed >> 32);
+    owned[0].permitted &= needed | (uint32_t)config.caps;
+    owned[1].permitted &= (uint32_t)(config.caps >> 32);
     owned[0].inheritable = owned[1].inheritable = 0;
-    return true;
+    errno = EPERM;
+    return (owned[0].permitted & needed) == needed;
 }
 
 /* Whose files a process has in /proc, oom_score_adj among them: the guest's own, or where it is root nobody's that can

@@ -489,11 +489,11 @@ class Guest:
         if not readable:
             return
         data = os.read(self._stdout, 1 << 18)
-        if not data:
-            raise GuestGoneError(self._status(), self.fatal)
         self._incoming += data
         for kind, flag, call_id, payload in self._frames():
             self._take(kind, flag, call_id, payload)
+        if not data:
+            raise GuestGoneError(self._status(), self.fatal)
 
     def _status(self) -> int:
         try:

@@ -35,7 +35,7 @@ def count(guest: d.Guest, text: str) -> int:
 class TestNothingSurvives:
     def test_a_timeout(self, guest, command, user):
         guest.run("sleep 815 & exit", user=user)
-        innocent = guest.sh("sleep 1.2; echo unharmed", user=user)
+        innocent = guest.sh("sleep 0.7; echo unharmed", user=user)
         call = guest.run(command, user=user, timeout=0.3)
         assert call.end.status == d.TIMED_OUT and call.end.survivors == 0
         assert call.end.flags & ~d.OOM_UNKNOWN == 0, "a gentler step would have done"
