@@ -24,7 +24,12 @@ from sandbox.plan import GUEST_DIR, NAME_PREFIX, shared_labels
 SEEDING_BOUND = 30.0
 """Seconds to wait for another process's seeding, which takes a tenth of one."""
 
-STALE_AFTER = 60.0
+STALE_AFTER = 20.0
+"""Less than that: who waits for a seeding that has failed must see it so."""
+
+_SEEDING: dict[str, threading.Lock] = {}
+"""One for each engine's address: within a process there is one seeding at a time. So a seeding container of this very
+process, seen by whoever holds the lock, is one that the engine died over."""
 
 
 class GuestVolume:
@@ -38,6 +43,8 @@ class GuestVolume:
         self._clock_offset = clock_offset
         self._lock = threading.Lock()
         self._ready = False
+        self._doors: set[str] = set()
+        """Names of containers that may be there still: the engine died, or did not say."""
         self.name = f"{NAME_PREFIX}guest-{self._digest[:16]}-{arch}"
         self._mutex = f"{NAME_PREFIX}seed-{self._digest[:16]}-{arch}"
 
@@ -52,10 +59,18 @@ class GuestVolume:
                 "install a release wheel."
             )
         with self._lock:
-            if not self._ready:
-                if not self._verified(image):
-                    self._seed(image)
-                self._ready = True
+            if not self._ready or self._doors:
+                with _SEEDING.setdefault(self._api.address, threading.Lock()):
+                    self._prepare(image)
+
+    def _prepare(self, image: str) -> None:
+        for name in tuple(self._doors):
+            if self._is_mine(self._api.inspect(name)):
+                self._api.discard(name)
+            self._doors.discard(name)
+        if not self._ready and not self._verified(image):
+            self._seed(image)
+        self._ready = True
 
     def forget(self) -> None:
         """The volume turned out to be without its guest: it was pruned. The next ``ensure`` seeds it again."""
@@ -69,11 +84,12 @@ class GuestVolume:
     def _verified(self, image: str) -> bool:
         if not self.is_present():
             return False
-        door = self._open_door(f"{NAME_PREFIX}check-{uuid4().hex}", image)
+        name = f"{NAME_PREFIX}check-{uuid4().hex}"
+        door = self._open_door(name, image)
         try:
             return self._holds_guest(door)
         finally:
-            self._api.discard(door)
+            self._close_door(name, door)
 
     def _seed(self, image: str) -> None:
         self._api.create_volume(self.name, shared_labels("guest"))
@@ -88,7 +104,7 @@ class GuestVolume:
                     "(docker volume rm) and see the engine's log."
                 )
         finally:
-            self._api.discard(door)
+            self._close_door(self._mutex, door)
 
     def _holds_guest(self, door: str) -> bool:
         data = self._api.get_file(door, GUEST_PATH)
@@ -100,6 +116,7 @@ class GuestVolume:
             try:
                 return self._open_door(self._mutex, image)
             except RefusedError as refusal:
+                self._doors.discard(self._mutex)
                 if refusal.status != 409:
                     raise
             self._discard_stale()
@@ -112,10 +129,14 @@ class GuestVolume:
 
     def _discard_stale(self) -> None:
         holder = self._api.inspect(self._mutex)
-        if holder is not None and is_stale(holder, self._clock_offset):
+        if holder is not None and (self._is_mine(holder) or is_stale(holder, self._clock_offset)):
             self._api.discard(str(holder["Id"]))
 
+    def _is_mine(self, door: dict[str, Any] | None) -> bool:
+        return door is not None and _owner(door) == Owner.current()
+
     def _open_door(self, name: str, image: str) -> str:
+        self._doors.add(name)
         config = {
             "Image": image,
             "Entrypoint": [GUEST_PATH],
@@ -125,10 +146,17 @@ class GuestVolume:
         }
         return self._api.create(name, config)[0]
 
+    def _close_door(self, name: str, door: str) -> None:
+        self._api.discard(door)
+        self._doors.discard(name)
+
 
 def is_stale(inspected: dict[str, Any], clock_offset: float) -> bool:
     """Whether a seeding container's owner is dead, or has taken so long that it must have failed."""
-    labels = (inspected.get("Config") or {}).get("Labels") or {}
-    if Owner.from_labels(labels).liveness() == "dead":
+    if _owner(inspected).liveness() == "dead":
         return True
     return time.time() + clock_offset - parse_time(str(inspected.get("Created"))) > STALE_AFTER
+
+
+def _owner(inspected: dict[str, Any]) -> Owner:
+    return Owner.from_labels((inspected.get("Config") or {}).get("Labels") or {})
